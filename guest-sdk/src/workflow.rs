@@ -1,0 +1,80 @@
+//! Where the host's calls arrive: a `Workflow` is what a component exports.
+//!
+//! Owns the way from the two exports to the trait, and the panic hook. It holds no state between calls,
+//! because each call gets a fresh instance.
+
+#[cfg(target_arch = "wasm32")]
+use crate::bindings::exports::stepwell::workflow::steps;
+use crate::{Ctx, Edge, Failure, Graph, Inputs, Limits, Node, Outcome, RetryPolicy};
+
+/// A workflow as the host sees it. `#[workflow]` implements it for a type `Workflow` in the module.
+///
+/// Tests use it to look at the graph, or to run a step with JSON for its inputs.
+pub trait Workflow {
+    /// The graph. The host asks for it once, when the component is uploaded.
+    fn describe() -> Graph;
+
+    /// Executes one attempt of the step that `ctx` names.
+    ///
+    /// # Errors
+    ///
+    /// The step's own failure, or `invalid_input`, `missing_input`, `invalid_output` and `unknown_node`, which are
+    /// permanent.
+    fn run_step(ctx: &Ctx, inputs: Inputs) -> Result<Outcome, Failure>;
+}
+
+#[cfg(target_arch = "wasm32")]
+impl<W: Workflow> steps::Guest for W {
+    fn describe() -> steps::Graph {
+        W::describe()
+    }
+
+    fn run_step(step: steps::StepContext, inputs: Vec<(String, String)>) -> Result<steps::Outcome, steps::Failure> {
+        log_panics();
+        match W::run_step(&Ctx::new(step), Inputs::from(inputs)) {
+            Ok(outcome) => Ok(outcome.into()),
+            Err(failure) => Err(failure.into()),
+        }
+    }
+}
+
+/// A trap tells the host where in the code it happened, but not the panic's message: that goes to the log.
+#[cfg(target_arch = "wasm32")]
+fn log_panics() {
+    use crate::bindings::stepwell::workflow::log;
+    std::panic::set_hook(Box::new(|panic| log::log(log::Level::Error, &panic.to_string())));
+}
+
+// What `#[workflow]` builds a graph from. Functions, so that the code it writes stays small and readable.
+
+#[doc(hidden)]
+pub fn graph(nodes: Vec<Node>, edges: Vec<Edge>, output: &str, topics: &[&str], channel: Option<&str>) -> Graph {
+    Graph {
+        nodes,
+        edges,
+        output: Some(output.to_owned()),
+        topics: topics.iter().map(|&topic| topic.to_owned()).collect(),
+        channel: channel.map(str::to_owned),
+    }
+}
+
+#[doc(hidden)]
+pub fn node(id: &str, description: Option<&str>, needs: &[&str], retry: RetryPolicy, limits: Limits) -> Node {
+    Node {
+        id: id.to_owned(),
+        description: description.map(str::to_owned),
+        needs: needs.iter().map(|&need| need.to_owned()).collect(),
+        retry,
+        limits,
+    }
+}
+
+#[doc(hidden)]
+pub fn edge(source: &str, target: &str, label: Option<&str>) -> Edge {
+    Edge { source: source.to_owned(), target: target.to_owned(), label: label.map(str::to_owned) }
+}
+
+#[doc(hidden)]
+pub fn unknown_node(node: &str) -> Failure {
+    Failure::permanent("unknown_node", format!("this component has no step `{node}`"))
+}

@@ -1,0 +1,279 @@
+//! What can be true: the facts that a run's journal is made of.
+//!
+//! This file is the stored format (see `docs/journal.md`). Once released, a variant is never edited, renamed or
+//! reordered; a new field has a default. The names in `rename` are the ones clients see.
+
+use serde::{Deserialize, Serialize};
+
+use crate::failure::Failure;
+use crate::ids::{Digest, Seq, StepId, WorkflowName};
+use crate::json::{ContentRef, Payload};
+use crate::time::Timestamp;
+
+/// A stored fact of a run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Event {
+    /// The run exists and was accepted. Always the first event.
+    #[serde(rename = "run.queued")]
+    RunQueued {
+        /// The workflow's name.
+        workflow: WorkflowName,
+        /// The version the run is pinned to.
+        version: Digest,
+        /// The run's input.
+        input: Payload,
+    },
+    /// The run's first steps are due.
+    #[serde(rename = "run.started")]
+    RunStarted {},
+    /// Nothing in the run can progress without the outside.
+    #[serde(rename = "run.suspended")]
+    RunSuspended {
+        /// What it waits for.
+        reason: SuspendReason,
+        /// When a timer ends the wait.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        until: Option<Timestamp>,
+    },
+    /// What the run waited for has come.
+    #[serde(rename = "run.resumed")]
+    RunResumed {},
+    /// Every step has completed or was skipped. Terminal.
+    #[serde(rename = "run.completed")]
+    RunCompleted {
+        /// The output of the graph's output node, `null` without one.
+        output: Payload,
+    },
+    /// A step has failed for good. Terminal: steps still under way are cancelled.
+    #[serde(rename = "run.failed")]
+    RunFailed {
+        /// The step that failed; `None` when no single one did.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        step: Option<StepId>,
+        /// Why.
+        failure: Failure,
+    },
+    /// Someone asked for the end. Terminal: steps still under way are cancelled.
+    #[serde(rename = "run.cancelled")]
+    RunCancelled {
+        /// What they said.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
+    },
+
+    /// An attempt is due: it runs as soon as there is a sandbox for it.
+    #[serde(rename = "step.started")]
+    StepStarted {
+        /// The step.
+        step: StepId,
+        /// 1 for the first attempt; never used twice for one step.
+        attempt: u32,
+    },
+    /// A step published something.
+    #[serde(rename = "step.update")]
+    StepUpdate {
+        /// The step.
+        step: StepId,
+        /// The attempt that published.
+        attempt: u32,
+        /// One of the graph's topics.
+        topic: String,
+        /// What it published.
+        payload: Payload,
+    },
+    /// A step wrote a line for its operators.
+    #[serde(rename = "step.log")]
+    StepLog {
+        /// The step.
+        step: StepId,
+        /// The attempt that wrote it.
+        attempt: u32,
+        /// How much it matters.
+        level: LogLevel,
+        /// The line.
+        message: String,
+    },
+    /// A step stored a file.
+    #[serde(rename = "step.artifact")]
+    StepArtifact {
+        /// The step.
+        step: StepId,
+        /// The attempt that stored it.
+        attempt: u32,
+        /// The file's name, as the step chose it.
+        name: String,
+        /// Its media type.
+        media_type: String,
+        /// Where its bytes are.
+        content: ContentRef,
+    },
+    /// A step waits and holds no sandbox.
+    #[serde(rename = "step.suspended")]
+    StepSuspended {
+        /// The step.
+        step: StepId,
+        /// What it waits for.
+        reason: SuspendReason,
+        /// When a timer ends the wait.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        until: Option<Timestamp>,
+    },
+    /// What the step waited for has come.
+    #[serde(rename = "step.resumed")]
+    StepResumed {
+        /// The step.
+        step: StepId,
+    },
+    /// A step has its result. Recorded exactly once for a step.
+    #[serde(rename = "step.completed")]
+    StepCompleted {
+        /// The step.
+        step: StepId,
+        /// The attempt that brought it.
+        attempt: u32,
+        /// The result.
+        output: Payload,
+        /// Labels of the edges taken besides the unlabelled ones.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        labels: Vec<String>,
+        /// Metered instructions the attempt used.
+        fuel_used: u64,
+    },
+    /// An attempt has failed.
+    #[serde(rename = "step.failed")]
+    StepFailed {
+        /// The step.
+        step: StepId,
+        /// The attempt.
+        attempt: u32,
+        /// Why.
+        failure: Failure,
+        /// Whether another attempt follows.
+        will_retry: bool,
+        /// When the next attempt starts.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        next_attempt_at: Option<Timestamp>,
+        /// Metered instructions the attempt used; inexact after a trap.
+        fuel_used: u64,
+    },
+    /// What a failed attempt published or stored between these positions does not count any more.
+    #[serde(rename = "step.rolled_back")]
+    StepRolledBack {
+        /// The step.
+        step: StepId,
+        /// The failed attempt.
+        attempt: u32,
+        /// Its first update or artifact.
+        first_seq: Seq,
+        /// Its last update or artifact.
+        last_seq: Seq,
+    },
+    /// None of the step's incoming edges was taken.
+    #[serde(rename = "step.skipped")]
+    StepSkipped {
+        /// The step.
+        step: StepId,
+    },
+}
+
+/// What a suspended run or step waits for. Typed, so that nobody mistakes a retry for a person.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SuspendReason {
+    /// The next attempt after a failed one.
+    Retry,
+}
+
+/// How much a log line matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogLevel {
+    /// For whoever wrote the step.
+    Debug,
+    /// For whoever watches the run.
+    Info,
+    /// Something is odd.
+    Warn,
+    /// Something is wrong.
+    Error,
+}
+
+impl Event {
+    /// The kind's name: the `event:` of a stream, the `kind` of the JSON form.
+    #[must_use]
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::RunQueued { .. } => "run.queued",
+            Self::RunStarted {} => "run.started",
+            Self::RunSuspended { .. } => "run.suspended",
+            Self::RunResumed {} => "run.resumed",
+            Self::RunCompleted { .. } => "run.completed",
+            Self::RunFailed { .. } => "run.failed",
+            Self::RunCancelled { .. } => "run.cancelled",
+            Self::StepStarted { .. } => "step.started",
+            Self::StepUpdate { .. } => "step.update",
+            Self::StepLog { .. } => "step.log",
+            Self::StepArtifact { .. } => "step.artifact",
+            Self::StepSuspended { .. } => "step.suspended",
+            Self::StepResumed { .. } => "step.resumed",
+            Self::StepCompleted { .. } => "step.completed",
+            Self::StepFailed { .. } => "step.failed",
+            Self::StepRolledBack { .. } => "step.rolled_back",
+            Self::StepSkipped { .. } => "step.skipped",
+        }
+    }
+
+    /// Whether nothing can follow it.
+    #[must_use]
+    pub const fn is_terminal(&self) -> bool {
+        matches!(self, Self::RunCompleted { .. } | Self::RunFailed { .. } | Self::RunCancelled { .. })
+    }
+
+    /// The step it is about.
+    #[must_use]
+    pub const fn step(&self) -> Option<&StepId> {
+        match self {
+            Self::StepStarted { step, .. }
+            | Self::StepUpdate { step, .. }
+            | Self::StepLog { step, .. }
+            | Self::StepArtifact { step, .. }
+            | Self::StepSuspended { step, .. }
+            | Self::StepResumed { step }
+            | Self::StepCompleted { step, .. }
+            | Self::StepFailed { step, .. }
+            | Self::StepRolledBack { step, .. }
+            | Self::StepSkipped { step } => Some(step),
+            Self::RunFailed { step, .. } => step.as_ref(),
+            Self::RunQueued { .. }
+            | Self::RunStarted {}
+            | Self::RunSuspended { .. }
+            | Self::RunResumed {}
+            | Self::RunCompleted { .. }
+            | Self::RunCancelled { .. } => None,
+        }
+    }
+
+    /// The content outside the journal that the event refers to.
+    #[must_use]
+    pub const fn content(&self) -> Option<&ContentRef> {
+        match self {
+            Self::RunQueued { input: Payload::Stored(content), .. }
+            | Self::RunCompleted { output: Payload::Stored(content) }
+            | Self::StepUpdate { payload: Payload::Stored(content), .. }
+            | Self::StepCompleted { output: Payload::Stored(content), .. }
+            | Self::StepArtifact { content, .. } => Some(content),
+            _ => None,
+        }
+    }
+}
+
+/// An event in its place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recorded {
+    /// Its number in the run.
+    pub seq: Seq,
+    /// When it was decided.
+    pub at: Timestamp,
+    /// The fact.
+    pub event: Event,
+}

@@ -1,0 +1,59 @@
+//! How attempts and runs fail. A failure is data in an event, not a Rust error.
+
+use serde::{Deserialize, Serialize};
+
+use crate::json::Json;
+
+/// Whether trying again can help.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FailureKind {
+    /// The same attempt may succeed later.
+    Retryable,
+    /// It would fail again.
+    Permanent,
+}
+
+/// Whose failure it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FailureSource {
+    /// The host ended the attempt: a limit, a trap, an interruption.
+    Platform,
+    /// The step said so.
+    Workflow,
+}
+
+/// Why an attempt failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// Whether trying again can help.
+    pub kind: FailureKind,
+    /// Whose failure it is.
+    pub source: FailureSource,
+    /// A stable identifier: `[a-z0-9_]`, 1 to 64 characters.
+    pub code: String,
+    /// A sentence for people.
+    pub message: String,
+    /// The next attempt starts no sooner than this many milliseconds from the failure.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_after_ms: Option<u64>,
+    /// Anything else the step wanted to say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub details: Option<Json>,
+}
+
+impl Failure {
+    /// A failure that the host declares.
+    #[must_use]
+    pub fn platform(kind: FailureKind, code: &str, message: impl Into<String>) -> Self {
+        Self {
+            kind,
+            source: FailureSource::Platform,
+            code: code.to_owned(),
+            message: message.into(),
+            retry_after_ms: None,
+            details: None,
+        }
+    }
+}

@@ -1,0 +1,636 @@
+//! The shape of a workflow: a directed graph without cycles, checked once.
+//!
+//! [`GraphSpec`] is what a component describes and what is stored with its version. [`Graph`] is a checked spec
+//! with the answers a run needs at hand; it cannot be made from a spec that has a problem. Checking finds all
+//! problems at once, because whoever repairs a graph wants the list and not the first entry.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{NodeId, is_word};
+use crate::retry::{ATTEMPTS_MAX, RetryPolicy, WAIT_MS_MAX};
+
+/// Nodes in a graph. Large enough for generated graphs, small enough to check in milliseconds.
+pub const NODES_MAX: usize = 10_000;
+/// Edges in a graph: five a node on average in the largest one.
+pub const EDGES_MAX: usize = 50_000;
+/// Topics of a workflow.
+pub const TOPICS_MAX: usize = 64;
+/// Bytes of a node's description.
+pub const DESCRIPTION_BYTES_MAX: usize = 1024;
+/// Metered instructions of one attempt: about a minute of one core.
+pub const FUEL_MAX: u64 = 100_000_000_000;
+/// Wall-clock time of one attempt: an hour.
+pub const TIMEOUT_MS_MAX: u64 = 60 * 60 * 1000;
+/// The least memory an attempt can be limited to. A Rust guest's stack and data alone take one MiB.
+pub const MEMORY_BYTES_MIN: u64 = 1 << 20;
+/// The most memory an attempt can be given.
+pub const MEMORY_BYTES_MAX: u64 = 256 << 20;
+/// Problems reported for one graph; beyond it the list says how many more there are.
+pub const PROBLEMS_MAX: usize = 200;
+
+/// A graph as somebody wrote it: nothing in it is checked yet.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct GraphSpec {
+    /// The nodes.
+    pub nodes: Vec<NodeSpec>,
+    /// The edges.
+    pub edges: Vec<EdgeSpec>,
+    /// The node whose output is the run's output.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output: Option<String>,
+    /// Topics that steps may publish on.
+    #[serde(default)]
+    pub topics: Vec<String>,
+    /// The channel that updates reach besides their run's stream.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub channel: Option<String>,
+}
+
+/// A node as somebody wrote it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NodeSpec {
+    /// Unique in the graph.
+    pub id: String,
+    /// One sentence for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    /// What the step is handed: `input`, or ids of ancestors.
+    #[serde(default)]
+    pub needs: Vec<String>,
+    /// When a failed attempt is tried again.
+    pub retry: RetryPolicy,
+    /// What one attempt may use.
+    pub limits: Limits,
+}
+
+/// What one attempt of a step may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Metered instructions.
+    pub fuel: u64,
+    /// Wall-clock milliseconds.
+    pub timeout_ms: u64,
+    /// Bytes of linear memory and tables together.
+    pub memory_bytes: u64,
+}
+
+/// An edge as somebody wrote it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EdgeSpec {
+    /// Where it starts.
+    pub source: String,
+    /// Where it ends.
+    pub target: String,
+    /// Taken only when the source's outcome names this label.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+}
+
+/// One thing that is wrong with a graph.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// The node it is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// The field it is about.
+    pub field: String,
+    /// A stable identifier.
+    pub code: String,
+    /// A sentence for people.
+    pub message: String,
+}
+
+/// The place of a node in its graph's list.
+pub type NodeIndex = usize;
+
+/// A checked graph.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Graph {
+    nodes: Vec<Node>,
+    by_id: HashMap<NodeId, NodeIndex>,
+    output: Option<NodeIndex>,
+    spec: GraphSpec,
+}
+
+/// A checked node.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Node {
+    /// Its id.
+    pub id: NodeId,
+    /// What the step is handed.
+    pub needs: Vec<Need>,
+    /// When a failed attempt is tried again.
+    pub retry: RetryPolicy,
+    /// What one attempt may use.
+    pub limits: Limits,
+    /// Edges that start here.
+    pub outgoing: Vec<Outgoing>,
+    /// How many edges end here.
+    pub incoming: usize,
+}
+
+/// A value that a step is handed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Need {
+    /// The run's input.
+    Input,
+    /// An ancestor's output.
+    Output(NodeIndex),
+}
+
+/// A checked edge, seen from its source.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outgoing {
+    /// Where it ends.
+    pub target: NodeIndex,
+    /// Taken only when the source's outcome names this label.
+    pub label: Option<String>,
+}
+
+impl Graph {
+    /// Checks a spec. On failure all its problems, at most [`PROBLEMS_MAX`] of them.
+    pub fn check(spec: GraphSpec) -> Result<Self, Vec<Problem>> {
+        Checker::default().check(spec)
+    }
+
+    /// All nodes.
+    #[must_use]
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    /// The node at an index.
+    #[must_use]
+    pub fn node(&self, index: NodeIndex) -> Option<&Node> {
+        self.nodes.get(index)
+    }
+
+    /// Where a node is.
+    #[must_use]
+    pub fn index_of(&self, id: &NodeId) -> Option<NodeIndex> {
+        self.by_id.get(id).copied()
+    }
+
+    /// The node whose output is the run's output.
+    #[must_use]
+    pub fn output(&self) -> Option<NodeIndex> {
+        self.output
+    }
+
+    /// Whether steps may publish on this topic.
+    #[must_use]
+    pub fn has_topic(&self, topic: &str) -> bool {
+        self.spec.topics.iter().any(|known| known == topic)
+    }
+
+    /// What was checked.
+    #[must_use]
+    pub fn spec(&self) -> &GraphSpec {
+        &self.spec
+    }
+}
+
+impl Node {
+    /// Whether some edge out of this node carries the label.
+    #[must_use]
+    pub fn has_label(&self, label: &str) -> bool {
+        self.outgoing.iter().any(|edge| edge.label.as_deref() == Some(label))
+    }
+}
+
+#[derive(Default)]
+struct Checker {
+    problems: Vec<Problem>,
+    unreported: usize,
+}
+
+impl Checker {
+    fn problem(&mut self, node: Option<&str>, field: &str, code: &str, message: String) {
+        if self.problems.len() == PROBLEMS_MAX {
+            self.unreported += 1;
+            return;
+        }
+        // Names come from a guest: what is shown of one is bounded.
+        let node = node.map(|id| clip(id).to_owned());
+        self.problems.push(Problem { node, field: field.to_owned(), code: code.to_owned(), message });
+    }
+
+    fn check(mut self, spec: GraphSpec) -> Result<Graph, Vec<Problem>> {
+        if spec.nodes.is_empty() {
+            self.problem(None, "nodes", "no_nodes", "a graph has at least one node".to_owned());
+        }
+        let counts = [
+            ("nodes", spec.nodes.len(), NODES_MAX),
+            ("edges", spec.edges.len(), EDGES_MAX),
+            ("topics", spec.topics.len(), TOPICS_MAX),
+        ];
+        for (field, count, most) in counts {
+            if count > most {
+                self.problem(None, field, "too_many", format!("{count} {field}, at most {most} are allowed"));
+            }
+        }
+        if !self.problems.is_empty() {
+            return Err(self.problems); // what follows would be work that the limits are there to spare
+        }
+        self.check_words(&spec);
+        let by_id = self.check_nodes(&spec);
+        let (outgoing, sources) = self.check_edges(&spec, &by_id);
+        self.check_cycles(&spec, &outgoing);
+        let needs = self.check_needs(&spec, &by_id, &sources);
+        let output = self.check_output(&spec, &by_id);
+
+        if self.unreported > 0 {
+            let message = format!("{} more problems are not listed", self.unreported);
+            self.problems.push(Problem { node: None, field: String::new(), code: "more_problems".to_owned(), message });
+        }
+        if !self.problems.is_empty() {
+            return Err(self.problems);
+        }
+        let nodes =
+            spec.nodes.iter().zip(needs).zip(outgoing).zip(sources).map(|(((node, needs), outgoing), sources)| {
+                let id = node.id.parse().map_err(|_| Vec::new())?; // cannot fail: check_nodes reported it
+                Ok(Node { id, needs, retry: node.retry, limits: node.limits, outgoing, incoming: sources.len() })
+            });
+        let nodes: Vec<Node> = nodes.collect::<Result<_, Vec<Problem>>>()?;
+        let by_id = nodes.iter().enumerate().map(|(index, node)| (node.id.clone(), index)).collect();
+        Ok(Graph { nodes, by_id, output, spec })
+    }
+
+    fn check_words(&mut self, spec: &GraphSpec) {
+        let rule = "consists of 1 to 64 characters out of A-Z, a-z, 0-9, _, . and -";
+        let mut seen = HashSet::new();
+        for topic in &spec.topics {
+            if !is_word(topic) {
+                self.problem(
+                    None,
+                    "topics",
+                    "invalid_topic",
+                    format!("the topic `{}` is not valid: a topic {rule}", clip(topic)),
+                );
+            }
+            if !seen.insert(topic) {
+                self.problem(None, "topics", "duplicate_topic", format!("the topic `{}` is named twice", clip(topic)));
+            }
+        }
+        if let Some(channel) = spec.channel.as_ref().filter(|channel| !is_word(channel)) {
+            self.problem(
+                None,
+                "channel",
+                "invalid_channel",
+                format!("the channel `{}` is not valid: a channel {rule}", clip(channel)),
+            );
+        }
+    }
+
+    fn check_nodes<'a>(&mut self, spec: &'a GraphSpec) -> HashMap<&'a str, NodeIndex> {
+        let mut by_id = HashMap::with_capacity(spec.nodes.len());
+        for (index, node) in spec.nodes.iter().enumerate() {
+            if let Err(reason) = node.id.parse::<NodeId>() {
+                self.problem(Some(&node.id), "id", "invalid_id", format!("{reason}"));
+            }
+            if by_id.insert(node.id.as_str(), index).is_some() {
+                self.problem(
+                    Some(&node.id),
+                    "id",
+                    "duplicate_id",
+                    format!("two nodes are called `{}`", clip(&node.id)),
+                );
+            }
+            if node.description.as_ref().is_some_and(|text| text.len() > DESCRIPTION_BYTES_MAX) {
+                self.problem(
+                    Some(&node.id),
+                    "description",
+                    "too_large",
+                    format!("a description has at most {DESCRIPTION_BYTES_MAX} bytes"),
+                );
+            }
+            self.check_ranges(node);
+        }
+        by_id
+    }
+
+    fn check_ranges(&mut self, node: &NodeSpec) {
+        let (retry, limits) = (&node.retry, &node.limits);
+        let whole = [
+            ("limits.fuel", limits.fuel, 1, FUEL_MAX),
+            ("limits.timeout_ms", limits.timeout_ms, 1, TIMEOUT_MS_MAX),
+            ("limits.memory_bytes", limits.memory_bytes, MEMORY_BYTES_MIN, MEMORY_BYTES_MAX),
+            ("retry.max_attempts", retry.max_attempts.into(), 1, ATTEMPTS_MAX.into()),
+            ("retry.initial_ms", retry.initial_ms, 0, WAIT_MS_MAX),
+            ("retry.max_ms", retry.max_ms, retry.initial_ms.min(WAIT_MS_MAX), WAIT_MS_MAX),
+        ];
+        for (field, value, least, most) in whole {
+            if !(least..=most).contains(&value) {
+                self.problem(
+                    Some(&node.id),
+                    field,
+                    "out_of_range",
+                    format!("{value} is not between {least} and {most}"),
+                );
+            }
+        }
+        for (field, value, least, most) in
+            [("retry.factor", retry.factor, 1.0, 10.0), ("retry.jitter", retry.jitter, 0.0, 1.0)]
+        {
+            // Written so that a NaN is out of range.
+            if !(least..=most).contains(&value) {
+                self.problem(
+                    Some(&node.id),
+                    field,
+                    "out_of_range",
+                    format!("{value} is not between {least} and {most}"),
+                );
+            }
+        }
+    }
+
+    /// Outgoing edges and sources of each node; edges with a problem are left out.
+    fn check_edges(
+        &mut self,
+        spec: &GraphSpec,
+        by_id: &HashMap<&str, NodeIndex>,
+    ) -> (Vec<Vec<Outgoing>>, Vec<Vec<NodeIndex>>) {
+        let mut outgoing = vec![Vec::new(); spec.nodes.len()];
+        let mut sources = vec![Vec::new(); spec.nodes.len()];
+        let mut seen = HashSet::new();
+        for edge in &spec.edges {
+            if let Some(label) = edge.label.as_ref().filter(|label| !is_word(label)) {
+                self.problem(
+                    Some(&edge.source),
+                    "edges",
+                    "invalid_label",
+                    format!("`{}` is not a valid label", clip(label)),
+                );
+            }
+            if !seen.insert((&edge.source, &edge.target, &edge.label)) {
+                let message =
+                    format!("two edges from `{}` to `{}` are the same", clip(&edge.source), clip(&edge.target));
+                self.problem(Some(&edge.source), "edges", "duplicate_edge", message);
+                continue;
+            }
+            let mut end = |end: &str, other: &str| {
+                let index = by_id.get(end).copied();
+                if index.is_none() {
+                    let message = format!("an edge names `{}`, which is no node", clip(end));
+                    self.problem(Some(other), "edges", "unknown_node", message);
+                }
+                index
+            };
+            if let (Some(source), Some(target)) = (end(&edge.source, &edge.target), end(&edge.target, &edge.source)) {
+                if let Some(edges) = outgoing.get_mut(source) {
+                    edges.push(Outgoing { target, label: edge.label.clone() });
+                }
+                if let Some(nodes) = sources.get_mut(target) {
+                    nodes.push(source);
+                }
+            }
+        }
+        (outgoing, sources)
+    }
+
+    /// Takes away nodes that nothing leads to until none is left; what cannot be taken away is on, or behind, a cycle.
+    fn check_cycles(&mut self, spec: &GraphSpec, outgoing: &[Vec<Outgoing>]) {
+        let mut incoming = vec![0usize; spec.nodes.len()];
+        let targets = || outgoing.iter().flatten().map(|edge| edge.target);
+        for target in targets() {
+            if let Some(count) = incoming.get_mut(target) {
+                *count += 1;
+            }
+        }
+        let mut free: Vec<NodeIndex> = (0..spec.nodes.len()).filter(|index| incoming.get(*index) == Some(&0)).collect();
+        let mut left: BTreeSet<NodeIndex> = (0..spec.nodes.len()).collect();
+        while let Some(index) = free.pop() {
+            left.remove(&index);
+            for edge in outgoing.get(index).into_iter().flatten() {
+                if let Some(count) = incoming.get_mut(edge.target) {
+                    *count -= 1;
+                    if *count == 0 {
+                        free.push(edge.target);
+                    }
+                }
+            }
+        }
+        // Only nodes that lead on to another stuck node can be on the cycle itself.
+        let leads_on =
+            |index: &NodeIndex| outgoing.get(*index).into_iter().flatten().any(|edge| left.contains(&edge.target));
+        let stuck: Vec<&str> = left
+            .iter()
+            .filter(|index| leads_on(index))
+            .filter_map(|index| spec.nodes.get(*index))
+            .map(|node| clip(&node.id))
+            .collect();
+        if !stuck.is_empty() {
+            let shown = stuck.get(..10).unwrap_or(&stuck).join("`, `");
+            let more = if stuck.len() > 10 { ", …" } else { "" };
+            self.problem(None, "edges", "cycle", format!("the edges between `{shown}`{more} form a cycle"));
+        }
+    }
+
+    fn check_needs(
+        &mut self,
+        spec: &GraphSpec,
+        by_id: &HashMap<&str, NodeIndex>,
+        sources: &[Vec<NodeIndex>],
+    ) -> Vec<Vec<Need>> {
+        let mut all = Vec::with_capacity(spec.nodes.len());
+        for (index, node) in spec.nodes.iter().enumerate() {
+            let mut needs: Vec<Need> = Vec::with_capacity(node.needs.len());
+            let mut ancestors = None; // looked up only for a need that is no direct source
+            for name in &node.needs {
+                let need = if name == "input" {
+                    Need::Input
+                } else if let Some(found) = by_id.get(name.as_str()).copied() {
+                    let direct = sources.get(index).is_some_and(|sources| sources.contains(&found));
+                    if !direct && !ancestors.get_or_insert_with(|| ancestors_of(index, sources)).contains(&found) {
+                        let message = format!("no path leads from `{}` to this node", clip(name));
+                        self.problem(Some(&node.id), "needs", "not_an_ancestor", message);
+                    }
+                    Need::Output(found)
+                } else {
+                    self.problem(Some(&node.id), "needs", "unknown_node", format!("`{}` is no node", clip(name)));
+                    continue;
+                };
+                if needs.contains(&need) {
+                    self.problem(
+                        Some(&node.id),
+                        "needs",
+                        "duplicate_need",
+                        format!("`{}` is needed twice", clip(name)),
+                    );
+                }
+                needs.push(need);
+            }
+            all.push(needs);
+        }
+        all
+    }
+
+    fn check_output(&mut self, spec: &GraphSpec, by_id: &HashMap<&str, NodeIndex>) -> Option<NodeIndex> {
+        let name = spec.output.as_ref()?;
+        let found = by_id.get(name.as_str()).copied();
+        if found.is_none() {
+            self.problem(None, "output", "unknown_node", format!("`{}` is no node", clip(name)));
+        }
+        found
+    }
+}
+
+fn ancestors_of(index: NodeIndex, sources: &[Vec<NodeIndex>]) -> HashSet<NodeIndex> {
+    let mut found = HashSet::new();
+    let mut open = vec![index];
+    while let Some(index) = open.pop() {
+        for source in sources.get(index).into_iter().flatten() {
+            if found.insert(*source) {
+                open.push(*source);
+            }
+        }
+    }
+    found
+}
+
+/// The start of a name, for a message.
+fn clip(text: &str) -> &str {
+    text.get(..text.floor_char_boundary(80)).unwrap_or(text)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use expect_test::{Expect, expect};
+
+    use super::*;
+
+    pub(crate) const LIMITS: Limits = Limits { fuel: 1_000_000, timeout_ms: 1_000, memory_bytes: 1 << 24 };
+
+    /// A graph out of lines like `a -> b`, `a -yes-> b` and `c`; every node needs its sources.
+    pub(crate) fn spec(lines: &str) -> GraphSpec {
+        let mut spec =
+            GraphSpec { nodes: vec![], edges: vec![], output: None, topics: vec!["update".into()], channel: None };
+        let node = |spec: &mut GraphSpec, id: &str| {
+            if !spec.nodes.iter().any(|node| node.id == id) {
+                let retry = RetryPolicy { jitter: 0.0, ..RetryPolicy::default() };
+                spec.nodes.push(NodeSpec { id: id.into(), description: None, needs: vec![], retry, limits: LIMITS });
+            }
+        };
+        for line in lines.split(['\n', ';']).map(str::trim).filter(|line| !line.is_empty()) {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            match words[..] {
+                [id] => node(&mut spec, id),
+                [source, arrow, target] => {
+                    node(&mut spec, source);
+                    node(&mut spec, target);
+                    let label = arrow.trim_matches(['-', '>']);
+                    let label = (!label.is_empty()).then(|| label.to_owned());
+                    spec.edges.push(EdgeSpec { source: source.into(), target: target.into(), label });
+                    let needs = &mut spec.nodes.iter_mut().find(|node| node.id == target).unwrap().needs;
+                    if !needs.iter().any(|need| need == source) {
+                        needs.push(source.into());
+                    }
+                }
+                _ => panic!("not a line of a graph: {line}"),
+            }
+        }
+        spec
+    }
+
+    fn check(spec: GraphSpec, expected: Expect) {
+        let shown = match Graph::check(spec) {
+            Ok(graph) => format!("{} nodes\n", graph.nodes().len()),
+            Err(problems) => problems
+                .iter()
+                .map(|p| format!("{} {} {}: {}\n", p.node.as_deref().unwrap_or("-"), p.field, p.code, p.message))
+                .collect(),
+        };
+        expected.assert_eq(&shown);
+    }
+
+    #[test]
+    fn a_diamond_is_fine() {
+        check(
+            spec("a -> b; a -> c; b -> d; c -> d"),
+            expect![[r#"
+            4 nodes
+        "#]],
+        );
+    }
+
+    #[test]
+    fn a_cycle_names_its_nodes_and_not_what_hangs_behind_it() {
+        check(
+            spec("r -> a; a -> b; b -> c; c -> a; c -> z"),
+            expect![[r#"
+            - edges cycle: the edges between `a`, `b`, `c` form a cycle
+        "#]],
+        );
+        check(
+            spec("a -> a"),
+            expect![[r#"
+            - edges cycle: the edges between `a` form a cycle
+        "#]],
+        );
+    }
+
+    #[test]
+    fn every_problem_is_found_in_one_go() {
+        let mut bad = spec("a -> b; a -> b; c");
+        bad.nodes.push(bad.nodes[2].clone());
+        bad.nodes[0].id = "1 2".into();
+        bad.nodes[1].needs = vec!["c".into(), "nobody".into(), "input".into(), "input".into()];
+        bad.nodes[1].retry = RetryPolicy { max_attempts: 0, initial_ms: 10, factor: f64::NAN, max_ms: 5, jitter: 2.0 };
+        bad.nodes[2].limits = Limits { fuel: 0, timeout_ms: u64::MAX, memory_bytes: 1 };
+        bad.output = Some("nobody".into());
+        bad.topics.extend(["update".into(), "a b".into()]);
+        bad.channel = Some(String::new());
+        check(
+            bad,
+            expect![[r#"
+            - topics duplicate_topic: the topic `update` is named twice
+            - topics invalid_topic: the topic `a b` is not valid: a topic consists of 1 to 64 characters out of A-Z, a-z, 0-9, _, . and -
+            - channel invalid_channel: the channel `` is not valid: a channel consists of 1 to 64 characters out of A-Z, a-z, 0-9, _, . and -
+            1 2 id invalid_id: a node id consists of A-Z, a-z, 0-9, _ and - and starts with a letter or _
+            b retry.max_attempts out_of_range: 0 is not between 1 and 100
+            b retry.max_ms out_of_range: 5 is not between 10 and 86400000
+            b retry.factor out_of_range: NaN is not between 1 and 10
+            b retry.jitter out_of_range: 2 is not between 0 and 1
+            c limits.fuel out_of_range: 0 is not between 1 and 100000000000
+            c limits.timeout_ms out_of_range: 18446744073709551615 is not between 1 and 3600000
+            c limits.memory_bytes out_of_range: 1 is not between 1048576 and 268435456
+            c id duplicate_id: two nodes are called `c`
+            b edges unknown_node: an edge names `a`, which is no node
+            a edges duplicate_edge: two edges from `a` to `b` are the same
+            b needs not_an_ancestor: no path leads from `c` to this node
+            b needs unknown_node: `nobody` is no node
+            b needs duplicate_need: `input` is needed twice
+            - output unknown_node: `nobody` is no node
+        "#]],
+        );
+    }
+
+    #[test]
+    fn a_list_of_problems_ends_somewhere() {
+        let mut bad = spec("a");
+        bad.edges = (0..1_000).map(|n| EdgeSpec { source: "a".into(), target: format!("n{n}"), label: None }).collect();
+        let problems = Graph::check(bad).unwrap_err();
+        assert_eq!(problems.len(), PROBLEMS_MAX + 1);
+        assert_eq!(problems[PROBLEMS_MAX].message, "800 more problems are not listed");
+    }
+
+    #[test]
+    fn the_largest_graph_is_checked_and_a_larger_one_refused() {
+        let mut chain = spec("n0");
+        let first = chain.nodes[0].clone();
+        chain.nodes = (0..NODES_MAX).map(|n| NodeSpec { id: format!("n{n}"), ..first.clone() }).collect();
+        chain.edges = (1..NODES_MAX)
+            .map(|n| EdgeSpec { source: format!("n{}", n - 1), target: format!("n{n}"), label: None })
+            .collect();
+        assert!(Graph::check(chain.clone()).is_ok());
+        chain.nodes.push(NodeSpec { id: "more".into(), ..first });
+        check(
+            chain,
+            expect![[r#"
+            - nodes too_many: 10001 nodes, at most 10000 are allowed
+        "#]],
+        );
+    }
+}

@@ -1,0 +1,118 @@
+//! When a failed attempt is tried again.
+
+use serde::{Deserialize, Serialize};
+
+use crate::time::Timestamp;
+
+/// The longest wait between two attempts that a policy or a guest can ask for: 24 hours.
+pub const WAIT_MS_MAX: u64 = 24 * 60 * 60 * 1000;
+
+/// The most attempts a policy may allow. A step that fails a hundred times wants a person.
+pub const ATTEMPTS_MAX: u32 = 100;
+
+/// How often an attempt of one step may be cut off by a stopping host before the step counts as what stops it.
+/// Interruptions do not use up attempts, so without this a step that takes the host down would do so for ever.
+pub const INTERRUPTIONS_MAX: u32 = 100;
+
+/// Exponential backoff with jitter. See `retry-policy` in `wit/graph.wit` for ranges.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct RetryPolicy {
+    /// Attempts in all; 1 means no retry.
+    pub max_attempts: u32,
+    /// The wait before the second attempt.
+    pub initial_ms: u64,
+    /// What each further wait is multiplied by.
+    pub factor: f64,
+    /// The longest wait.
+    pub max_ms: u64,
+    /// The share of itself by which a wait is moved at random, up or down.
+    pub jitter: f64,
+}
+
+impl Default for RetryPolicy {
+    /// Four attempts over some seven seconds: long enough for a restart elsewhere, short enough to watch.
+    fn default() -> Self {
+        Self { max_attempts: 4, initial_ms: 1_000, factor: 2.0, max_ms: 60_000, jitter: 0.2 }
+    }
+}
+
+/// A random number that decides one thing. Handed in, so that the same run can be played again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Dice(pub u64);
+
+impl Dice {
+    /// From 0 (included) to 1 (excluded).
+    fn unit(self) -> f64 {
+        // 53 bits are what an f64 holds exactly.
+        (self.0 >> 11) as f64 / (1u64 << 53) as f64
+    }
+}
+
+impl RetryPolicy {
+    /// When the next attempt starts, or `None` when the policy allows no further one.
+    ///
+    /// `failures` counts the failed attempts so far, this one included. `retry_after_ms` is the least wait that
+    /// the failure itself asked for; it may exceed the policy's longest wait, but not [`WAIT_MS_MAX`].
+    #[must_use]
+    pub fn next_attempt_at(
+        &self,
+        failures: u32,
+        retry_after_ms: Option<u64>,
+        now: Timestamp,
+        dice: Dice,
+    ) -> Option<Timestamp> {
+        if failures >= self.max_attempts {
+            return None;
+        }
+        let exponent = failures.saturating_sub(1).min(1_000) as i32;
+        let wait = (self.initial_ms as f64 * self.factor.powi(exponent)).min(self.max_ms as f64);
+        let moved = wait * (1.0 + self.jitter * (2.0 * dice.unit() - 1.0));
+        // Saturating: a float cast of a negative or huge number lands at the ends of u64.
+        let wait_ms = (moved.round() as u64).max(retry_after_ms.unwrap_or(0)).min(WAIT_MS_MAX);
+        Some(now.plus_millis(wait_ms))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Timestamp = Timestamp::from_millis(1_000_000);
+    const MIDDLE: Dice = Dice(1 << 63);
+
+    fn waits(policy: RetryPolicy, dice: Dice) -> Vec<Option<u64>> {
+        (1..=policy.max_attempts)
+            .map(|n| policy.next_attempt_at(n, None, NOW, dice).map(|at| at.millis_since(NOW)))
+            .collect()
+    }
+
+    #[test]
+    fn waits_grow_by_the_factor_up_to_the_longest_and_then_end() {
+        let policy = RetryPolicy { max_attempts: 5, initial_ms: 100, factor: 3.0, max_ms: 1_000, jitter: 0.0 };
+        assert_eq!(waits(policy, MIDDLE), [Some(100), Some(300), Some(900), Some(1_000), None]);
+    }
+
+    #[test]
+    fn jitter_moves_a_wait_by_its_share_and_no_further() {
+        let policy = RetryPolicy { max_attempts: 2, initial_ms: 1_000, factor: 1.0, max_ms: 1_000, jitter: 0.2 };
+        assert_eq!(waits(policy, Dice(0)), [Some(800), None]);
+        assert_eq!(waits(policy, MIDDLE), [Some(1_000), None]);
+        assert_eq!(waits(policy, Dice(u64::MAX)), [Some(1_200), None]);
+    }
+
+    #[test]
+    fn a_guest_may_ask_for_a_longer_wait_but_not_for_ever() {
+        let policy = RetryPolicy { max_attempts: 2, ..RetryPolicy::default() };
+        let at = |ms| policy.next_attempt_at(1, Some(ms), NOW, MIDDLE).unwrap().millis_since(NOW);
+        assert_eq!(at(5), 1_000);
+        assert_eq!(at(90_000), 90_000);
+        assert_eq!(at(u64::MAX), WAIT_MS_MAX);
+    }
+
+    #[test]
+    fn extreme_policies_do_not_overflow() {
+        let policy =
+            RetryPolicy { max_attempts: 100, initial_ms: WAIT_MS_MAX, factor: 10.0, max_ms: WAIT_MS_MAX, jitter: 1.0 };
+        assert!(waits(policy, Dice(u64::MAX)).iter().flatten().all(|ms| *ms <= WAIT_MS_MAX));
+    }
+}

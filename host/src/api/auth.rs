@@ -1,0 +1,64 @@
+//! The two kinds of callers, as extractors: a handler that takes a [`Tenant`] cannot run without one.
+
+use axum::extract::FromRequestParts;
+use axum::http::request::Parts;
+use axum::http::{StatusCode, header};
+use stepwell_core::{RunId, RunKey, TenantId};
+
+use super::App;
+use super::problem::Problem;
+use crate::access::Caller;
+
+/// The tenant whose key the request carries.
+#[derive(Debug, Clone)]
+pub(super) struct Tenant(pub(super) TenantId);
+
+/// Proof that the request carries the operator's key.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Operator;
+
+impl Tenant {
+    /// A run of this tenant, if the text names one. Whether it exists is for the journal to say.
+    pub(super) fn run(&self, id: &str) -> Result<RunKey, Problem> {
+        let run: RunId = id.parse().map_err(|_| Problem::unknown_run())?;
+        Ok(RunKey { tenant: self.0.clone(), run })
+    }
+}
+
+fn caller(parts: &Parts, app: &App) -> Result<Caller, Problem> {
+    let unauthorized = |detail| Problem::new(StatusCode::UNAUTHORIZED, "unauthorized", detail);
+    let header = parts.headers.get(header::AUTHORIZATION);
+    let header = header.ok_or_else(|| unauthorized("this needs an API key: `Authorization: Bearer KEY`"))?;
+    let text = header.to_str().unwrap_or_default();
+    let key =
+        text.split_once(' ').filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer")).map(|(_, key)| key.trim());
+    key.and_then(|key| app.access.caller(key)).ok_or_else(|| unauthorized("this API key is not valid"))
+}
+
+impl FromRequestParts<App> for Tenant {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
+        match caller(parts, app)? {
+            Caller::Tenant(tenant) => Ok(Self(tenant)),
+            Caller::Operator => Err(Problem::new(
+                StatusCode::FORBIDDEN,
+                "not_a_tenant",
+                "the operator's key opens /v1/admin alone; make an API key for a tenant",
+            )),
+        }
+    }
+}
+
+impl FromRequestParts<App> for Operator {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
+        match caller(parts, app)? {
+            Caller::Operator => Ok(Self),
+            Caller::Tenant(_) => {
+                Err(Problem::new(StatusCode::FORBIDDEN, "not_an_operator", "this is for the operator of this host"))
+            }
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! The HTTP API: who you are, whether it is allowed, and how things look from outside.
+//!
+//! Owns: routes, authentication, the JSON forms ([`wire`]), errors as responses ([`problem`]).
+//! Does not: decide what follows from a request; that is the driver's and the core's.
+//! Keeps: a handler that names a tenant's thing has a [`Tenant`](auth::Tenant), which only a valid key gives; what
+//! another tenant owns is answered like what does not exist.
+
+mod admin;
+mod artifacts;
+mod auth;
+mod events;
+mod openapi;
+mod problem;
+mod runs;
+mod wire;
+mod workflows;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use tokio_util::sync::CancellationToken;
+
+use crate::access::Access;
+use crate::driver::Driver;
+use crate::journal::RedbJournal;
+use crate::sandbox::Sandbox;
+
+pub(crate) use self::admin::RETENTION_DAYS_DEFAULT;
+pub use self::openapi::document;
+
+/// What handlers share.
+#[derive(Debug, Clone)]
+pub struct App {
+    /// The journal, to read from.
+    pub journal: Arc<RedbJournal>,
+    /// The driver, for everything that changes a run.
+    pub driver: Driver,
+    /// The sandbox, to look at uploads.
+    pub sandbox: Arc<Sandbox>,
+    /// The keys.
+    pub access: Arc<Access>,
+    /// Ends streams and waits when the host stops.
+    pub stopping: CancellationToken,
+}
+
+/// All routes.
+pub fn router(app: App) -> Router {
+    Router::new()
+        .route("/healthz", get(healthz))
+        .route("/readyz", get(readyz))
+        .route("/openapi.json", get(openapi::get))
+        .route("/v1/workflows", get(workflows::list))
+        .route("/v1/workflows/{name}", get(workflows::get))
+        .route("/v1/workflows/{name}/versions", get(workflows::versions).post(workflows::deploy))
+        .route("/v1/workflows/{name}/versions/{version}", get(workflows::version))
+        .route("/v1/workflows/{name}/runs", post(runs::start))
+        .route("/v1/runs", get(runs::list))
+        .route("/v1/runs/{id}", get(runs::get))
+        .route("/v1/runs/{id}/steps", get(runs::steps))
+        .route("/v1/runs/{id}/cancel", post(runs::cancel))
+        .route("/v1/runs/{id}/events", get(events::get))
+        .route("/v1/artifacts", get(artifacts::list))
+        .route("/v1/artifacts/{id}", get(artifacts::get))
+        .route("/v1/admin/tenants", get(admin::tenants).post(admin::create_tenant))
+        .route("/v1/admin/keys", get(admin::keys).post(admin::create_key))
+        .route("/v1/admin/keys/{id}/revoke", post(admin::revoke_key))
+        .fallback(|| async { problem::unknown_route() })
+        .method_not_allowed_fallback(|| async { problem::method_not_allowed() })
+        // Handlers take bodies through `problem::body`, which has a limit for each and says so in our words.
+        .layer(DefaultBodyLimit::disable())
+        .with_state(app)
+}
+
+/// The process is alive.
+#[utoipa::path(get, path = "/healthz", tag = "health", responses((status = 200, description = "The process is alive.")))]
+async fn healthz() -> &'static str {
+    "ok\n"
+}
+
+/// Runs can be started.
+#[utoipa::path(get, path = "/readyz", tag = "health", responses(
+    (status = 200, description = "Runs can be started."),
+    (status = 503, description = "The journal has failed, or the host is stopping."),
+))]
+async fn readyz(State(app): State<App>) -> Response {
+    if app.journal.is_writable() && !app.stopping.is_cancelled() {
+        "ready\n".into_response()
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "not ready\n").into_response()
+    }
+}

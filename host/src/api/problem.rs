@@ -1,0 +1,217 @@
+//! Errors as responses: `application/problem+json` (RFC 9457) with a stable `code`. The client gets the code and a plain
+//! sentence; the cause goes to the log.
+
+use axum::body::Body;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use http_body_util::LengthLimitError;
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+use stepwell_core::Refusal;
+use utoipa::ToSchema;
+
+use crate::driver::{CancelError, StartError};
+use crate::journal::JournalError;
+use crate::sandbox::UploadError;
+
+/// A refused or failed request.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub(super) struct Problem {
+    /// `urn:stepwell:problem:` and the code.
+    #[serde(rename = "type")]
+    kind: String,
+    /// The status in words.
+    title: &'static str,
+    /// The HTTP status.
+    #[serde(serialize_with = "status_number")]
+    #[schema(value_type = u16)]
+    status: StatusCode,
+    /// A sentence for people.
+    detail: String,
+    /// A stable identifier for programs.
+    code: &'static str,
+    /// Whose fault an execution failure is; requests fail on the platform.
+    source: &'static str,
+    /// More, depending on the code.
+    #[serde(flatten)]
+    #[schema(value_type = Object)]
+    more: Map<String, Value>,
+}
+
+fn status_number<S: serde::Serializer>(status: &StatusCode, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u16(status.as_u16())
+}
+
+impl Problem {
+    pub(super) fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
+        Self {
+            kind: format!("urn:stepwell:problem:{code}"),
+            title: status.canonical_reason().unwrap_or("Error"),
+            status,
+            detail: detail.into(),
+            code,
+            source: "platform",
+            more: Map::new(),
+        }
+    }
+
+    pub(super) fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
+        self.more.insert(name.to_owned(), value.into());
+        self
+    }
+
+    pub(super) fn not_found(code: &'static str, detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, code, detail)
+    }
+
+    pub(super) fn invalid(code: &'static str, detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, code, detail)
+    }
+
+    pub(super) fn bad_request(code: &'static str, detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, code, detail)
+    }
+
+    pub(super) fn unknown_run() -> Self {
+        Self::not_found("unknown_run", "there is no such run")
+    }
+
+    /// Something broke on our side; the log has it.
+    pub(super) fn internal() -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "something went wrong on our side")
+    }
+
+    fn unavailable(detail: &str) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", detail)
+    }
+
+    fn too_large(bytes_max: usize) -> Self {
+        let detail = format!("the request has more than {bytes_max} bytes");
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", detail).with("bytes_max", bytes_max)
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let status = self.status;
+        let body = serde_json::to_vec(&self).unwrap_or_default();
+        let mut response = (status, body).into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        if status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        response
+    }
+}
+
+pub(super) fn unknown_route() -> Problem {
+    Problem::not_found("unknown_route", "there is nothing at this path")
+}
+
+pub(super) fn method_not_allowed() -> Problem {
+    Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this path has no such method")
+}
+
+impl From<JournalError> for Problem {
+    fn from(error: JournalError) -> Self {
+        match error {
+            JournalError::IdempotencyMismatch => Self::invalid(
+                "idempotency_mismatch",
+                "this idempotency key was used for another request in the last 24 hours",
+            ),
+            JournalError::Closed => Self::unavailable("the host does not accept writes at present"),
+            JournalError::Fenced { .. }
+            | JournalError::Damaged { .. }
+            | JournalError::UnknownFormat { .. }
+            | JournalError::Storage { .. } => {
+                tracing::error!(error = %anyhow::format_err!("{error}"), source = ?std::error::Error::source(&error), "the journal failed a request");
+                Self::internal()
+            }
+        }
+    }
+}
+
+impl From<StartError> for Problem {
+    fn from(error: StartError) -> Self {
+        let detail = error.to_string();
+        match error {
+            StartError::UnknownWorkflow(_) => Self::not_found("unknown_workflow", detail),
+            StartError::UnknownVersion(_) => Self::not_found("unknown_version", detail),
+            StartError::Stopping => Self::unavailable("the host is stopping"),
+            StartError::Journal(error) => error.into(),
+            StartError::Graph(version) => {
+                tracing::error!(%version, "a stored graph is damaged");
+                Self::internal()
+            }
+        }
+    }
+}
+
+impl From<CancelError> for Problem {
+    fn from(error: CancelError) -> Self {
+        match error {
+            CancelError::UnknownRun => Self::unknown_run(),
+            CancelError::Refused(Refusal::Ended(status)) => {
+                let detail = format!("the run has ended ({})", status.as_str());
+                Self::new(StatusCode::CONFLICT, "run_ended", detail).with("run_status", status.as_str())
+            }
+            CancelError::Refused(refusal) => Self::new(StatusCode::CONFLICT, "refused", refusal.to_string()),
+            CancelError::Unavailable => Self::unavailable("the host does not accept this at present"),
+            CancelError::Journal(error) => error.into(),
+        }
+    }
+}
+
+impl From<UploadError> for Problem {
+    fn from(error: UploadError) -> Self {
+        let detail = error.to_string();
+        match error {
+            UploadError::TooLarge(_) => Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", detail),
+            UploadError::NotAComponent(_) => Self::invalid("not_a_component", detail),
+            UploadError::CoreModule => Self::invalid("core_module", detail),
+            UploadError::Invalid(_) => Self::invalid("invalid_component", detail),
+            UploadError::ForbiddenImports(names) => Self::invalid("forbidden_imports", detail).with("imports", names),
+            UploadError::WrongExports(names) => Self::invalid("wrong_exports", detail).with("exports", names),
+            UploadError::DoesNotFit(_) => Self::invalid("incompatible_component", detail),
+            UploadError::Describe(_) => Self::invalid("describe_failed", detail),
+            UploadError::Graph(problems) => Self::invalid("invalid_graph", detail).with("problems", json!(problems)),
+            UploadError::CompilerExceeded => Self::invalid("compile_limit", detail),
+            UploadError::CompilerUnavailable(why) => {
+                tracing::error!(why, "the compiler could not be run");
+                Self::unavailable("components cannot be compiled at present")
+            }
+        }
+    }
+}
+
+/// The whole body, if it has at most so many bytes.
+pub(super) async fn body(headers: &HeaderMap, body: Body, bytes_max: usize) -> Result<Bytes, Problem> {
+    let declared = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    if declared.is_some_and(|declared| declared > bytes_max as u64) {
+        return Err(Problem::too_large(bytes_max));
+    }
+    axum::body::to_bytes(body, bytes_max).await.map_err(|error| {
+        if error.into_inner().is::<LengthLimitError>() {
+            Problem::too_large(bytes_max)
+        } else {
+            Problem::bad_request("unreadable_body", "the body of the request could not be read")
+        }
+    })
+}
+
+/// A JSON body; an empty one reads like `{}`.
+pub(super) fn parse<'de, T: serde::Deserialize<'de>>(body: &'de [u8]) -> Result<T, Problem> {
+    let body = if body.trim_ascii().is_empty() { b"{}" } else { body };
+    serde_json::from_slice(body).map_err(|error| {
+        let (code, what) = match error.classify() {
+            serde_json::error::Category::Data => ("invalid_body", "the body does not have the right form"),
+            _ => ("invalid_json", "the body is not JSON"),
+        };
+        Problem::invalid(code, format!("{what}: {error}"))
+    })
+}

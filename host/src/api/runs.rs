@@ -1,0 +1,262 @@
+//! Starting, listing, reading and cancelling runs.
+
+use std::time::Duration;
+
+use axum::Json as Answer;
+use axum::body::Body;
+use axum::extract::{Path, Query, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use sha2::{Digest as _, Sha256};
+use stepwell_core::{Digest, Graph, Json, RunKey, RunStatus, WorkflowName, view};
+use utoipa::{IntoParams, ToSchema};
+
+use super::App;
+use super::auth::Tenant;
+use super::problem::{self, Problem};
+use super::wire::{Page, PageInfo, RunBody, StepBody};
+use super::workflows;
+use crate::journal::{IdempotencyKey, Journal, RunFilter};
+use crate::sandbox::limits::OUTPUT_BYTES_MAX;
+
+/// Bytes of the body that starts a run: the input and what goes around it.
+const START_BYTES_MAX: usize = OUTPUT_BYTES_MAX + 1024;
+/// Bytes of a body that has only a few small fields.
+const SMALL_BYTES_MAX: usize = 64 << 10;
+/// Characters of an idempotency key.
+const IDEMPOTENCY_KEY_LEN_MAX: usize = 255;
+/// Characters of the reason for a cancellation.
+const REASON_BYTES_MAX: usize = 1024;
+/// The longest that a start waits for the end of its run.
+const WAIT_SECONDS_MAX: u64 = 300;
+/// Runs on a page when the client does not say.
+const LIMIT_DEFAULT: usize = 50;
+/// Runs on a page at most.
+const LIMIT_MAX: usize = 500;
+/// Stored bytes that are read at once to show a run's steps.
+const READ_BYTES: usize = 4 << 20;
+
+/// What starts a run.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct StartBody<'a> {
+    /// The run's input, any JSON of at most 4 MiB and 100 levels; `null` when it is left out.
+    #[serde(borrow)]
+    #[schema(value_type = Object)]
+    input: Option<&'a RawValue>,
+    /// The version to run; the latest when it is left out.
+    #[schema(value_type = Option<String>)]
+    version: Option<Digest>,
+}
+
+/// Starts a run. When this answers, the run is on disk.
+#[utoipa::path(post, path = "/v1/workflows/{name}/runs", tag = "runs",
+    params(
+        ("name" = String, Path, description = "The workflow's name."),
+        ("Idempotency-Key" = Option<String>, Header, description = "The same key starts the same run, for 24 hours."),
+        ("Prefer" = Option<String>, Header, description = "`wait=30` waits up to 30 seconds (at most 300) for the run's end."),
+    ),
+    request_body = StartBody,
+    responses(
+        (status = 202, description = "The run is accepted.", body = RunBody),
+        (status = 200, description = "With `Prefer: wait`: the run has ended.", body = RunBody),
+        (status = 404, description = "`unknown_workflow`, `unknown_version`", body = Problem),
+        (status = 413, description = "`too_large`", body = Problem),
+        (status = 422, description = "`invalid_json`, `invalid_body`, `invalid_input`, `idempotency_mismatch`", body = Problem),
+    ))]
+pub(super) async fn start(
+    State(app): State<App>,
+    tenant: Tenant,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    let name = workflows::name(&name)?;
+    let body = problem::body(&headers, body, START_BYTES_MAX).await?;
+    let StartBody { input, version } = problem::parse(&body)?;
+    let input = Json::parse(input.map_or("null", RawValue::get).to_owned());
+    let input =
+        input.map_err(|error| Problem::invalid("invalid_input", format!("the input is not usable: {error}")))?;
+    if input.len_bytes() > OUTPUT_BYTES_MAX {
+        return Err(Problem::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "too_large",
+            format!("an input has at most {OUTPUT_BYTES_MAX} bytes"),
+        ));
+    }
+    let idempotency = idempotency_key(&headers, version, &input)?;
+    let wait = wait_preference(&headers);
+
+    let started = app.driver.start(&tenant.0, &name, version, input, idempotency).await?;
+    let key = RunKey { tenant: tenant.0, run: started.run };
+    let ended = match wait {
+        Some(wait) => wait_for_end(&app, &key, wait).await?,
+        None => false,
+    };
+    let run = RunBody::whole(&*app.journal, &key)?;
+    let status = if ended { StatusCode::OK } else { StatusCode::ACCEPTED };
+    let mut response = (status, Answer(run)).into_response();
+    let mut put = |name: HeaderName, value: String| {
+        if let Ok(value) = HeaderValue::from_str(&value) {
+            response.headers_mut().insert(name, value);
+        }
+    };
+    put(header::LOCATION, format!("/v1/runs/{}", key.run));
+    if started.replayed {
+        put(HeaderName::from_static("idempotent-replayed"), "true".to_owned());
+    }
+    if let Some(wait) = wait {
+        put(HeaderName::from_static("preference-applied"), format!("wait={}", wait.as_secs()));
+    }
+    Ok(response)
+}
+
+async fn wait_for_end(app: &App, key: &RunKey, wait: Duration) -> Result<bool, Problem> {
+    let mut tail = app.journal.tail(key)?;
+    Ok(tokio::select! {
+        _ = tail.ended() => true,
+        () = tokio::time::sleep(wait) => false,
+        () = app.stopping.cancelled() => false,
+    })
+}
+
+fn idempotency_key(
+    headers: &HeaderMap,
+    version: Option<Digest>,
+    input: &Json,
+) -> Result<Option<IdempotencyKey>, Problem> {
+    let Some(value) = headers.get("idempotency-key") else { return Ok(None) };
+    let rule = format!("an idempotency key has 1 to {IDEMPOTENCY_KEY_LEN_MAX} printable ASCII characters");
+    let key =
+        value.to_str().map(str::trim).map_err(|_| Problem::bad_request("invalid_idempotency_key", rule.clone()))?;
+    if key.is_empty() || key.len() > IDEMPOTENCY_KEY_LEN_MAX {
+        return Err(Problem::bad_request("invalid_idempotency_key", rule));
+    }
+    let mut hash = Sha256::new();
+    hash.update(version.map(|version| *version.as_bytes()).unwrap_or_default());
+    hash.update(input.as_str());
+    Ok(Some(IdempotencyKey { key: key.to_owned(), fingerprint: Digest::from_bytes(hash.finalize().into()) }))
+}
+
+/// `Prefer: wait=30` (RFC 7240). A preference that cannot be read is not one.
+fn wait_preference(headers: &HeaderMap) -> Option<Duration> {
+    let preferences = headers.get_all("prefer").iter().filter_map(|value| value.to_str().ok());
+    let mut preferences = preferences.flat_map(|value| value.split(','));
+    let seconds = preferences.find_map(|preference| preference.trim().strip_prefix("wait=")?.parse::<u64>().ok())?;
+    Some(Duration::from_secs(seconds.min(WAIT_SECONDS_MAX)))
+}
+
+/// Which runs to list.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct ListQuery {
+    /// Only runs of this workflow.
+    #[param(value_type = Option<String>)]
+    workflow: Option<WorkflowName>,
+    /// Only runs with this status.
+    #[param(value_type = Option<String>)]
+    status: Option<RunStatus>,
+    /// Where the last page ended.
+    cursor: Option<String>,
+    /// Runs on the page, 1 to 500; 50 when it is left out.
+    limit: Option<usize>,
+}
+
+/// A query string in the form that a handler wants.
+pub(super) fn query<T>(query: Result<Query<T>, axum::extract::rejection::QueryRejection>) -> Result<T, Problem> {
+    query.map(|Query(query)| query).map_err(|error| Problem::bad_request("invalid_query", error.body_text()))
+}
+
+/// A number of entries within its limits.
+pub(super) fn limit(asked: Option<usize>, default: usize, most: usize) -> Result<usize, Problem> {
+    match asked.unwrap_or(default) {
+        0 => Err(Problem::bad_request("invalid_query", "limit is at least 1")),
+        limit => Ok(limit.min(most)),
+    }
+}
+
+/// The tenant's runs, newest first.
+#[utoipa::path(get, path = "/v1/runs", tag = "runs", params(ListQuery),
+    responses((status = 200, body = Page<RunBody>), (status = 400, description = "`invalid_query`", body = Problem)))]
+pub(super) async fn list(
+    State(app): State<App>,
+    tenant: Tenant,
+    asked: Result<Query<ListQuery>, axum::extract::rejection::QueryRejection>,
+) -> Result<Answer<Page<RunBody>>, Problem> {
+    let ListQuery { workflow, status, cursor, limit: asked } = query(asked)?;
+    let limit = limit(asked, LIMIT_DEFAULT, LIMIT_MAX)?;
+    let before = cursor.map(|cursor| cursor.parse()).transpose();
+    let before = before.map_err(|_| Problem::bad_request("invalid_query", "the cursor is not one of ours"))?;
+    let page = app.journal.runs(&tenant.0, &RunFilter { workflow, status, before }, limit)?;
+    let data = page.runs.iter().map(|(run, summary)| RunBody::of_summary(*run, summary)).collect();
+    let cursor = page.next.map(|run| run.to_string());
+    Ok(Answer(Page { data, page: PageInfo { has_more: cursor.is_some(), cursor, limit } }))
+}
+
+/// A run, with its input and its output or failure.
+#[utoipa::path(get, path = "/v1/runs/{id}", tag = "runs",
+    params(("id" = String, Path, description = "The run's id.")),
+    responses((status = 200, body = RunBody), (status = 404, description = "`unknown_run`", body = Problem)))]
+pub(super) async fn get(
+    State(app): State<App>,
+    tenant: Tenant,
+    Path(id): Path<String>,
+) -> Result<Answer<RunBody>, Problem> {
+    Ok(Answer(RunBody::whole(&*app.journal, &tenant.run(&id)?)?))
+}
+
+/// The steps of a run with their attempts, in the order of the graph's nodes.
+#[utoipa::path(get, path = "/v1/runs/{id}/steps", tag = "runs",
+    params(("id" = String, Path, description = "The run's id.")),
+    responses((status = 200, body = Page<StepBody>), (status = 404, description = "`unknown_run`", body = Problem)))]
+pub(super) async fn steps(
+    State(app): State<App>,
+    tenant: Tenant,
+    Path(id): Path<String>,
+) -> Result<Answer<Page<StepBody>>, Problem> {
+    let key = tenant.run(&id)?;
+    let summary = app.journal.summary(&key)?.ok_or_else(Problem::unknown_run)?;
+    let record = app.journal.version(&tenant.0, &summary.workflow, &summary.version)?.ok_or_else(Problem::internal)?;
+    let graph = Graph::check(record.graph).map_err(|_| Problem::internal())?;
+    let history = super::events::history(&app, &key, READ_BYTES)?;
+    let steps = view::steps(&graph, &history);
+    let steps = steps.into_iter().map(|step| StepBody::of(&*app.journal, &key, step));
+    Ok(Answer(Page::whole(steps.collect::<Result<_, _>>()?)))
+}
+
+/// What cancels a run.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct CancelBody {
+    /// For whoever asks later; at most 1 KiB.
+    reason: Option<String>,
+}
+
+/// Cancels a run. When this answers, the cancellation is on disk and its attempts are being stopped.
+#[utoipa::path(post, path = "/v1/runs/{id}/cancel", tag = "runs",
+    params(("id" = String, Path, description = "The run's id.")),
+    request_body = CancelBody,
+    responses(
+        (status = 200, description = "The run is cancelled.", body = RunBody),
+        (status = 404, description = "`unknown_run`", body = Problem),
+        (status = 409, description = "`run_ended`", body = Problem),
+    ))]
+pub(super) async fn cancel(
+    State(app): State<App>,
+    tenant: Tenant,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Answer<RunBody>, Problem> {
+    let key = tenant.run(&id)?;
+    let body = problem::body(&headers, body, SMALL_BYTES_MAX).await?;
+    let CancelBody { reason } = problem::parse(&body)?;
+    if reason.as_ref().is_some_and(|reason| reason.len() > REASON_BYTES_MAX) {
+        return Err(Problem::invalid("invalid_body", format!("a reason has at most {REASON_BYTES_MAX} bytes")));
+    }
+    app.driver.cancel(&key, reason).await?;
+    Ok(Answer(RunBody::whole(&*app.journal, &key)?))
+}

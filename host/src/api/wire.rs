@@ -1,0 +1,500 @@
+//! How things look from outside. Separate from the stored forms, and converted by hand, so that neither can change the
+//! other by accident.
+
+use serde::ser::{SerializeMap, Serializer};
+use serde::{Deserialize, Serialize};
+use stepwell_core::event::SuspendReason;
+use stepwell_core::view::{ArtifactView, AttemptView, StepView};
+use stepwell_core::{
+    Event, Failure, GraphSpec, Json, Payload, Recorded, RunId, RunKey, StepId, StepStatus, TenantId, Timestamp,
+};
+use utoipa::ToSchema;
+
+use super::problem::Problem;
+use crate::clock::rfc3339;
+use crate::driver::{artifact_id, read_payload};
+use crate::journal::catalog::{ApiKeyRecord, TenantRecord, VersionRecord, WorkflowRecord};
+use crate::journal::{Journal, RunSummary};
+
+/// A list, or a part of one.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Page<T> {
+    /// The entries.
+    pub(super) data: Vec<T>,
+    /// Where it goes on.
+    pub(super) page: PageInfo,
+}
+
+/// Where a list goes on.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct PageInfo {
+    /// What `cursor` takes for the next page.
+    pub(super) cursor: Option<String>,
+    /// Whether there is one. A page may be short, or empty, though more follow.
+    pub(super) has_more: bool,
+    /// The most entries that a page has.
+    pub(super) limit: usize,
+}
+
+impl<T> Page<T> {
+    pub(super) fn whole(data: Vec<T>) -> Self {
+        let limit = data.len();
+        Self { data, page: PageInfo { cursor: None, has_more: false, limit } }
+    }
+}
+
+/// A run.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct RunBody {
+    /// Its id, a UUID.
+    #[schema(value_type = String)]
+    id: RunId,
+    /// The workflow's name.
+    workflow: String,
+    /// The version it is pinned to: SHA-256 of the component.
+    version: String,
+    /// Where it stands.
+    #[schema(value_type = String, example = "running")]
+    status: &'static str,
+    /// When it was accepted.
+    created_at: String,
+    /// When its first steps became due.
+    started_at: Option<String>,
+    /// When it ended.
+    ended_at: Option<String>,
+    /// Its input. Not in lists.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Object)]
+    input: Option<Json>,
+    /// Its output, once it has completed. Not in lists.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Object)]
+    output: Option<Json>,
+    /// Why it failed. Not in lists.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    failure: Option<FailureBody>,
+    /// The step that failed. Not in lists.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    failed_node: Option<String>,
+}
+
+impl RunBody {
+    pub(super) fn of_summary(id: RunId, summary: &RunSummary) -> Self {
+        Self {
+            id,
+            workflow: summary.workflow.to_string(),
+            version: summary.version.to_string(),
+            status: summary.status.as_str(),
+            created_at: rfc3339(summary.created_at),
+            started_at: summary.started_at.map(rfc3339),
+            ended_at: summary.ended_at.map(rfc3339),
+            input: None,
+            output: None,
+            failure: None,
+            failed_node: None,
+        }
+    }
+
+    /// The run with what its first and its last event say.
+    pub(super) fn whole(journal: &impl Journal, key: &RunKey) -> Result<Self, Problem> {
+        let summary = journal.summary(key)?.ok_or_else(Problem::unknown_run)?;
+        let mut body = Self::of_summary(key.run, &summary);
+        let read =
+            |after| journal.read(key, after, 1).map(|page| page.into_iter().next().map(|recorded| recorded.event));
+        if let Some(Event::RunQueued { input, .. }) = read(0)? {
+            body.input = Some(resolve(journal, key, &input)?);
+        }
+        if summary.status.is_terminal() {
+            match read(summary.status_seq.saturating_sub(1))? {
+                Some(Event::RunCompleted { output }) => body.output = Some(resolve(journal, key, &output)?),
+                Some(Event::RunFailed { step, failure }) => {
+                    body.failed_node = step.map(|step| step.node.to_string());
+                    body.failure = Some(FailureBody::from(&failure));
+                }
+                _ => {}
+            }
+        }
+        Ok(body)
+    }
+}
+
+/// Why something failed.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct FailureBody {
+    /// `retryable` or `permanent`.
+    #[schema(value_type = String)]
+    kind: stepwell_core::FailureKind,
+    /// `workflow` when the step said so, `platform` when the host ended it.
+    #[schema(value_type = String)]
+    source: stepwell_core::FailureSource,
+    /// A stable identifier for programs.
+    code: String,
+    /// A sentence for people.
+    message: String,
+    /// Anything else that the step said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Object)]
+    details: Option<Json>,
+}
+
+impl From<&Failure> for FailureBody {
+    fn from(failure: &Failure) -> Self {
+        Self {
+            kind: failure.kind,
+            source: failure.source,
+            code: failure.code.clone(),
+            message: failure.message.clone(),
+            details: failure.details.clone(),
+        }
+    }
+}
+
+/// A step of a run.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct StepBody {
+    /// Its node.
+    node: String,
+    /// Where it stands.
+    #[schema(value_type = String, example = "completed")]
+    status: StepStatus,
+    /// What a suspended step waits for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = String)]
+    waits_for: Option<SuspendReason>,
+    /// When a suspended step goes on; for a failed attempt, when the next one starts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    until: Option<String>,
+    /// Its attempts, oldest first.
+    attempts: Vec<AttemptBody>,
+    /// Its result.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Object)]
+    output: Option<Json>,
+    /// Labels of the edges that its result took, besides the unlabelled ones.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    labels: Vec<String>,
+}
+
+/// An attempt of a step.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct AttemptBody {
+    /// Its number, from 1.
+    attempt: u32,
+    /// When it became due.
+    started_at: String,
+    /// When its end was recorded.
+    ended_at: Option<String>,
+    /// Why it failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    failure: Option<FailureBody>,
+    /// Metered instructions it used.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fuel_used: Option<u64>,
+}
+
+impl StepBody {
+    pub(super) fn of(journal: &impl Journal, key: &RunKey, view: StepView) -> Result<Self, Problem> {
+        let attempt = |view: &AttemptView| AttemptBody {
+            attempt: view.attempt,
+            started_at: rfc3339(view.started_at),
+            ended_at: view.ended_at.map(rfc3339),
+            failure: view.failure.as_ref().map(FailureBody::from),
+            fuel_used: view.fuel_used,
+        };
+        Ok(Self {
+            node: view.node.to_string(),
+            status: view.status,
+            waits_for: view.waits_for.map(|(reason, _)| reason),
+            until: view.waits_for.and_then(|(_, until)| until).map(rfc3339),
+            attempts: view.attempts.iter().map(attempt).collect(),
+            output: view.output.as_ref().map(|output| resolve(journal, key, output)).transpose()?,
+            labels: view.labels,
+        })
+    }
+}
+
+/// A file that a step has stored.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct ArtifactBody {
+    /// What `GET /v1/artifacts/{id}` takes.
+    id: String,
+    /// Where its content is.
+    url: String,
+    /// The run that stored it.
+    #[schema(value_type = String)]
+    run_id: RunId,
+    /// The step that stored it.
+    node: String,
+    /// Its attempt.
+    attempt: u32,
+    /// Its name, as the step chose it.
+    name: String,
+    /// Its media type.
+    media_type: String,
+    /// Bytes of its content.
+    size_bytes: u64,
+    /// SHA-256 of its content.
+    sha256: String,
+    /// When it was stored.
+    created_at: String,
+}
+
+impl ArtifactBody {
+    pub(super) fn of(key: &RunKey, view: ArtifactView) -> Self {
+        let id = artifact_id(key, view.seq);
+        Self {
+            url: format!("/v1/artifacts/{id}"),
+            id,
+            run_id: key.run,
+            node: view.step.node.to_string(),
+            attempt: view.attempt,
+            name: view.name,
+            media_type: view.media_type,
+            size_bytes: view.content.size_bytes,
+            sha256: view.content.sha256.to_string(),
+            created_at: rfc3339(view.at),
+        }
+    }
+}
+
+/// A workflow.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct WorkflowBody {
+    /// Its name.
+    name: String,
+    /// The version that new runs get.
+    latest_version: String,
+    /// When its first version was deployed.
+    created_at: String,
+    /// When its latest version was deployed.
+    updated_at: String,
+}
+
+impl From<WorkflowRecord> for WorkflowBody {
+    fn from(record: WorkflowRecord) -> Self {
+        Self {
+            name: record.name.to_string(),
+            latest_version: record.latest.to_string(),
+            created_at: rfc3339(record.created_at),
+            updated_at: rfc3339(record.updated_at),
+        }
+    }
+}
+
+/// A version of a workflow.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct VersionBody {
+    /// The workflow's name.
+    workflow: String,
+    /// SHA-256 of the component.
+    version: String,
+    /// When it was first deployed.
+    created_at: String,
+    /// Bytes of the component.
+    size_bytes: u64,
+    /// What the component may ask the host for.
+    imports: Vec<String>,
+    /// Its graph.
+    #[schema(value_type = Object)]
+    graph: GraphSpec,
+}
+
+impl VersionBody {
+    pub(super) fn of(workflow: &str, record: VersionRecord) -> Self {
+        Self {
+            workflow: workflow.to_owned(),
+            version: record.version.to_string(),
+            created_at: rfc3339(record.created_at),
+            size_bytes: record.size_bytes,
+            imports: record.imports,
+            graph: record.graph,
+        }
+    }
+}
+
+/// A tenant.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct TenantBody {
+    /// Its id.
+    id: String,
+    /// When it was created.
+    created_at: String,
+    /// Days after its end that a run is deleted.
+    retention_days: u32,
+}
+
+impl From<TenantRecord> for TenantBody {
+    fn from(record: TenantRecord) -> Self {
+        Self {
+            id: record.id.to_string(),
+            created_at: rfc3339(record.created_at),
+            retention_days: record.retention_days,
+        }
+    }
+}
+
+/// An API key, without the key.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct ApiKeyBody {
+    /// The public part of the key.
+    id: String,
+    /// Whose it is.
+    tenant: String,
+    /// When it was created.
+    created_at: String,
+    /// When it stopped working.
+    revoked_at: Option<String>,
+}
+
+impl From<ApiKeyRecord> for ApiKeyBody {
+    fn from(record: ApiKeyRecord) -> Self {
+        Self {
+            id: record.id,
+            tenant: record.tenant.to_string(),
+            created_at: rfc3339(record.created_at),
+            revoked_at: record.revoked_at.map(rfc3339),
+        }
+    }
+}
+
+/// What creates a tenant.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct NewTenant {
+    /// `[a-z0-9-]`, 1 to 40 characters.
+    #[schema(value_type = String)]
+    pub(super) id: TenantId,
+    /// Days after its end that a run is deleted; 30 when it is left out.
+    pub(super) retention_days: Option<u32>,
+}
+
+/// What creates an API key.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct NewKey {
+    /// Whose it is to be.
+    #[schema(value_type = String)]
+    pub(super) tenant: TenantId,
+}
+
+/// A new API key. The key is shown this once.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct NewKeyBody {
+    /// The key.
+    pub(super) key: String,
+    /// What is kept of it.
+    #[serde(flatten)]
+    pub(super) record: ApiKeyBody,
+}
+
+/// An event of a run: `seq`, `at`, `kind`, and what belongs to the kind.
+#[derive(Debug, ToSchema)]
+#[schema(as = Event)]
+pub(super) struct EventBody<'a> {
+    #[schema(ignore)]
+    run: &'a RunKey,
+    #[schema(ignore)]
+    recorded: &'a Recorded,
+    /// The event's value, resolved where it is stored apart.
+    #[schema(ignore)]
+    value: Option<Json>,
+}
+
+impl<'a> EventBody<'a> {
+    pub(super) fn of(journal: &impl Journal, run: &'a RunKey, recorded: &'a Recorded) -> Result<Self, Problem> {
+        let payload = match &recorded.event {
+            Event::RunQueued { input: payload, .. }
+            | Event::RunCompleted { output: payload }
+            | Event::StepUpdate { payload, .. }
+            | Event::StepCompleted { output: payload, .. } => Some(payload),
+            _ => None,
+        };
+        let value = payload.map(|payload| resolve(journal, run, payload)).transpose()?;
+        Ok(Self { run, recorded, value })
+    }
+}
+
+impl Serialize for EventBody<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Recorded { seq, at, event } = self.recorded;
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("seq", seq)?;
+        map.serialize_entry("at", &rfc3339(*at))?;
+        map.serialize_entry("kind", event.kind())?;
+        if let Some(StepId { node, items }) = event.step() {
+            map.serialize_entry("node", node)?;
+            if !items.is_empty() {
+                map.serialize_entry("items", items)?;
+            }
+        }
+        match event {
+            Event::RunQueued { workflow, version, .. } => {
+                map.serialize_entry("workflow", workflow)?;
+                map.serialize_entry("version", version)?;
+                map.serialize_entry("input", &self.value)?;
+            }
+            Event::RunStarted {} | Event::RunResumed {} | Event::StepResumed { .. } | Event::StepSkipped { .. } => {}
+            Event::RunSuspended { reason, until } | Event::StepSuspended { reason, until, .. } => {
+                map.serialize_entry("reason", reason)?;
+                optional_time(&mut map, "until", *until)?;
+            }
+            Event::RunCompleted { .. } => map.serialize_entry("output", &self.value)?,
+            Event::RunFailed { failure, .. } => map.serialize_entry("failure", &FailureBody::from(failure))?,
+            Event::RunCancelled { reason } => map.serialize_entry("reason", reason)?,
+            Event::StepStarted { attempt, .. } => map.serialize_entry("attempt", attempt)?,
+            Event::StepUpdate { attempt, topic, .. } => {
+                map.serialize_entry("attempt", attempt)?;
+                map.serialize_entry("topic", topic)?;
+                map.serialize_entry("payload", &self.value)?;
+            }
+            Event::StepLog { attempt, level, message, .. } => {
+                map.serialize_entry("attempt", attempt)?;
+                map.serialize_entry("level", level)?;
+                map.serialize_entry("message", message)?;
+            }
+            Event::StepArtifact { attempt, name, media_type, content, .. } => {
+                map.serialize_entry("attempt", attempt)?;
+                map.serialize_entry("artifact", &artifact_id(self.run, *seq))?;
+                map.serialize_entry("name", name)?;
+                map.serialize_entry("media_type", media_type)?;
+                map.serialize_entry("size_bytes", &content.size_bytes)?;
+                map.serialize_entry("sha256", &content.sha256)?;
+            }
+            Event::StepCompleted { attempt, labels, fuel_used, .. } => {
+                map.serialize_entry("attempt", attempt)?;
+                map.serialize_entry("output", &self.value)?;
+                if !labels.is_empty() {
+                    map.serialize_entry("labels", labels)?;
+                }
+                map.serialize_entry("fuel_used", fuel_used)?;
+            }
+            Event::StepFailed { attempt, failure, will_retry, next_attempt_at, fuel_used, .. } => {
+                map.serialize_entry("attempt", attempt)?;
+                map.serialize_entry("failure", &FailureBody::from(failure))?;
+                map.serialize_entry("will_retry", will_retry)?;
+                optional_time(&mut map, "next_attempt_at", *next_attempt_at)?;
+                map.serialize_entry("fuel_used", fuel_used)?;
+            }
+            Event::StepRolledBack { attempt, first_seq, last_seq, .. } => {
+                map.serialize_entry("attempt", attempt)?;
+                map.serialize_entry("first_seq", first_seq)?;
+                map.serialize_entry("last_seq", last_seq)?;
+            }
+        }
+        map.end()
+    }
+}
+
+fn optional_time<M: SerializeMap>(map: &mut M, name: &'static str, at: Option<Timestamp>) -> Result<(), M::Error> {
+    match at {
+        Some(at) => map.serialize_entry(name, &rfc3339(at)),
+        None => Ok(()),
+    }
+}
+
+fn resolve(journal: &impl Journal, key: &RunKey, payload: &Payload) -> Result<Json, Problem> {
+    read_payload(journal, key, payload.clone()).map_err(|why| {
+        tracing::error!(run = %key, why, "a stored value could not be read");
+        Problem::internal()
+    })
+}

@@ -1,0 +1,242 @@
+//! The commands that talk to a server.
+
+use std::io::Read;
+use std::path::Path;
+
+use anyhow::{Context, bail};
+use reqwest::Method;
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+
+use super::{AdminCommand, AdminServer, EXIT_FAILED, EXIT_OK, KeyCommand, Server, TenantCommand, out};
+use crate::access::OPERATOR_KEY_FILE;
+use crate::client::{Client, EventLine};
+
+/// What to start.
+pub(super) struct Start {
+    pub(super) name: String,
+    pub(super) input: String,
+    pub(super) version: Option<String>,
+    pub(super) idempotency_key: Option<String>,
+}
+
+#[derive(serde::Serialize)]
+struct StartBody<'a> {
+    input: &'a RawValue,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    version: Option<&'a str>,
+}
+
+impl Server {
+    fn client(&self) -> anyhow::Result<Client> {
+        Ok(Client::new(&self.url, &self.api_key)?)
+    }
+}
+
+impl AdminServer {
+    fn client(&self) -> anyhow::Result<Client> {
+        let key = match &self.operator_key {
+            Some(key) => key.clone(),
+            None => {
+                let path = self.data_dir.join(OPERATOR_KEY_FILE);
+                std::fs::read_to_string(&path).with_context(|| {
+                    format!("no operator's key: neither STEPWELL_OPERATOR_KEY nor {}", path.display())
+                })?
+            }
+        };
+        Ok(Client::new(&self.url, key.trim())?)
+    }
+}
+
+/// One part of a path. Names with other characters are refused by the server, and must get there as one part.
+fn part(text: &str) -> String {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._~".contains(&b);
+    text.bytes().map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
+}
+
+fn text<'a>(value: &'a Value, name: &str) -> &'a str {
+    value.get(name).and_then(Value::as_str).unwrap_or_default()
+}
+
+pub(super) async fn deploy(server: &Server, name: &str, path: &Path, json: bool) -> anyhow::Result<u8> {
+    if path.extension().is_some_and(|extension| extension == "json") {
+        bail!("{} is a graph document; this version deploys components only", path.display());
+    }
+    let component = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let client = server.client()?;
+    let url = format!("/v1/workflows/{}/versions", part(name));
+    let upload = client.upload(&url, "application/wasm", component.into());
+    let version = out::with_progress("compiling", upload).await?;
+    if json {
+        out::json(&version);
+    } else {
+        out::note(format_args!("deployed {name}"));
+        out::line(text(&version, "version"));
+    }
+    Ok(EXIT_OK)
+}
+
+pub(super) async fn run(server: &Server, start: Start, follow: bool, json: bool) -> anyhow::Result<u8> {
+    let client = server.client()?;
+    let input: Box<RawValue> = serde_json::from_str(&read_input(&start.input)?).context("the input is not JSON")?;
+    // Raw, because a detour over parsed values would change numbers.
+    let body = serde_json::to_string(&StartBody { input: &input, version: start.version.as_deref() })?;
+    let run = client.start(&part(&start.name), body, start.idempotency_key.as_deref()).await?;
+    let id = text(&run, "id").to_owned();
+    if json {
+        out::line(json!({ "run_id": id }));
+    } else if follow {
+        out::line(format_args!("run {id}"));
+    } else {
+        out::line(&id);
+    }
+    if follow { follow_to_end(&client, &id, json).await } else { Ok(EXIT_OK) }
+}
+
+fn read_input(input: &str) -> anyhow::Result<String> {
+    match input.strip_prefix('@') {
+        None => Ok(input.to_owned()),
+        Some("-") => {
+            let mut text = String::new();
+            std::io::stdin().read_to_string(&mut text).context("cannot read standard input")?;
+            Ok(text)
+        }
+        Some(path) => std::fs::read_to_string(path).with_context(|| format!("cannot read {path}")),
+    }
+}
+
+async fn follow_to_end(client: &Client, id: &str, json: bool) -> anyhow::Result<u8> {
+    let last = client.follow(id, |event| show(event, json)).await?;
+    Ok(if last.kind == "run.completed" { EXIT_OK } else { EXIT_FAILED })
+}
+
+fn show(event: &EventLine, json: bool) {
+    if json { out::line(&event.json) } else { out::event(&event.json) }
+}
+
+pub(super) async fn runs(
+    server: &Server,
+    workflow: Option<&str>,
+    status: Option<&str>,
+    limit: usize,
+    json: bool,
+) -> anyhow::Result<u8> {
+    let mut path = format!("/v1/runs?limit={limit}");
+    for (name, value) in [("workflow", workflow), ("status", status)] {
+        if let Some(value) = value {
+            path.push_str(&format!("&{name}={}", part(value)));
+        }
+    }
+    let page = server.client()?.json(Method::GET, &path, None).await?;
+    if json {
+        out::json(&page);
+        return Ok(EXIT_OK);
+    }
+    for run in page.get("data").and_then(Value::as_array).into_iter().flatten() {
+        let (id, status, at, workflow) =
+            (text(run, "id"), text(run, "status"), text(run, "created_at"), text(run, "workflow"));
+        out::line(format_args!("{id}  {status:<9}  {at}  {workflow}"));
+    }
+    Ok(EXIT_OK)
+}
+
+pub(super) async fn run_info(server: &Server, id: &str, json: bool) -> anyhow::Result<u8> {
+    let client = server.client()?;
+    let id = &part(id);
+    let run = client.json(Method::GET, &format!("/v1/runs/{id}"), None).await?;
+    let steps = client.json(Method::GET, &format!("/v1/runs/{id}/steps"), None).await?;
+    let artifacts = client.json(Method::GET, &format!("/v1/artifacts?run_id={id}"), None).await?;
+    let list = |page: &Value| page.get("data").cloned().unwrap_or_default();
+    if json {
+        out::json(&json!({ "run": run, "steps": list(&steps), "artifacts": list(&artifacts) }));
+        return Ok(EXIT_OK);
+    }
+    for name in ["id", "workflow", "version", "status", "created_at", "started_at", "ended_at"] {
+        if run.get(name).is_some_and(|value| !value.is_null()) {
+            out::line(format_args!("{name:<12}{}", text(&run, name)));
+        }
+    }
+    for name in ["input", "output", "failure"] {
+        if let Some(value) = run.get(name) {
+            out::line(format_args!("{name:<12}{value}"));
+        }
+    }
+    for step in list(&steps).as_array().into_iter().flatten() {
+        let attempts = step.get("attempts").and_then(Value::as_array).map_or(0, Vec::len);
+        out::line(format_args!(
+            "step        {:<24} {:<10} {attempts} attempt(s)",
+            text(step, "node"),
+            text(step, "status")
+        ));
+    }
+    for artifact in list(&artifacts).as_array().into_iter().flatten() {
+        let size = out::size(artifact.get("size_bytes").and_then(Value::as_u64).unwrap_or_default());
+        out::line(format_args!(
+            "artifact    {} {size} {}",
+            text(artifact, "url"),
+            out::printable(text(artifact, "name"))
+        ));
+    }
+    Ok(EXIT_OK)
+}
+
+pub(super) async fn events(server: &Server, id: &str, follow: bool, json: bool) -> anyhow::Result<u8> {
+    let client = server.client()?;
+    let id = part(id);
+    if follow {
+        return follow_to_end(&client, &id, json).await;
+    }
+    client.events(&id, |event| show(&event, json)).await?;
+    Ok(EXIT_OK)
+}
+
+pub(super) async fn cancel(server: &Server, id: &str, reason: Option<String>) -> anyhow::Result<u8> {
+    let body = json!({ "reason": reason });
+    server.client()?.json(Method::POST, &format!("/v1/runs/{}/cancel", part(id)), Some(&body)).await?;
+    out::note(format_args!("cancelled {id}"));
+    Ok(EXIT_OK)
+}
+
+pub(super) async fn admin(command: AdminCommand) -> anyhow::Result<u8> {
+    match command {
+        AdminCommand::Tenant(TenantCommand::Create { id, retention_days, server }) => {
+            let body = json!({ "id": id, "retention_days": retention_days });
+            let tenant = server.client()?.json(Method::POST, "/v1/admin/tenants", Some(&body)).await?;
+            out::line(text(&tenant, "id"));
+        }
+        AdminCommand::Tenant(TenantCommand::List { server }) => {
+            let tenants = server.client()?.json(Method::GET, "/v1/admin/tenants", None).await?;
+            for tenant in tenants.get("data").and_then(Value::as_array).into_iter().flatten() {
+                let days = tenant.get("retention_days").and_then(Value::as_u64).unwrap_or_default();
+                out::line(format_args!(
+                    "{:<40}  {}  keeps runs {days} days",
+                    text(tenant, "id"),
+                    text(tenant, "created_at")
+                ));
+            }
+        }
+        AdminCommand::Key(KeyCommand::Create { tenant, server }) => {
+            let key = server.client()?.json(Method::POST, "/v1/admin/keys", Some(&json!({ "tenant": tenant }))).await?;
+            out::note("this is the only time that the key is shown:");
+            out::line(text(&key, "key"));
+        }
+        AdminCommand::Key(KeyCommand::List { server }) => {
+            let keys = server.client()?.json(Method::GET, "/v1/admin/keys", None).await?;
+            for key in keys.get("data").and_then(Value::as_array).into_iter().flatten() {
+                let state = key.get("revoked_at").and_then(Value::as_str).map(|at| format!("revoked {at}"));
+                let state = state.unwrap_or_else(|| "valid".to_owned());
+                out::line(format_args!(
+                    "{}  {:<40}  {}  {state}",
+                    text(key, "id"),
+                    text(key, "tenant"),
+                    text(key, "created_at")
+                ));
+            }
+        }
+        AdminCommand::Key(KeyCommand::Revoke { id, server }) => {
+            server.client()?.json(Method::POST, &format!("/v1/admin/keys/{}/revoke", part(&id)), None).await?;
+            out::note(format_args!("revoked {id}"));
+        }
+    }
+    Ok(EXIT_OK)
+}

@@ -1,0 +1,68 @@
+//! `stepwell inspect`: what a component is and may ask for, found out in the sandbox, without a server.
+
+use std::path::Path;
+
+use anyhow::Context;
+use serde_json::json;
+
+use super::{EXIT_OK, out};
+use crate::clock;
+use crate::sandbox::{Sandbox, SandboxConfig};
+
+pub(super) async fn inspect(path: &Path, json: bool) -> anyhow::Result<u8> {
+    let component = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let code_dir = tempfile::tempdir().context("cannot make a folder for compiled code")?;
+    let sandbox = Sandbox::new(SandboxConfig {
+        slots: 1,
+        slots_per_tenant: 1,
+        threads: 1,
+        code_dir: code_dir.path().to_owned(),
+        secret: clock::random_bytes(),
+        compiler: std::env::current_exe().context("cannot find this program's own file")?,
+    })?;
+    let inspection = out::with_progress("compiling", sandbox.inspect(component.into())).await?;
+    let graph = &inspection.graph;
+    if json {
+        let (version, size_bytes, imports) = (inspection.version, inspection.size_bytes, &inspection.imports);
+        out::json(&json!({ "version": version, "size_bytes": size_bytes, "imports": imports, "graph": graph }));
+        return Ok(EXIT_OK);
+    }
+    out::line(format_args!("version   {}", inspection.version));
+    out::line(format_args!("size      {}", out::size(inspection.size_bytes)));
+    let imports =
+        if inspection.imports.is_empty() { "nothing".to_owned() } else { inspection.imports.join("\n          ") };
+    out::line(format_args!("imports   {imports}"));
+    out::line(format_args!(
+        "topics    {}",
+        if graph.topics.is_empty() { "none".to_owned() } else { graph.topics.join(", ") }
+    ));
+    if let Some(channel) = &graph.channel {
+        out::line(format_args!("channel   {channel}"));
+    }
+    out::line(format_args!("output    {}", graph.output.as_deref().unwrap_or("null")));
+    for node in &graph.nodes {
+        out::line(format_args!("\nnode      {}", node.id));
+        if let Some(description) = &node.description {
+            out::line(format_args!("          {}", out::printable(description).replace('\n', " ")));
+        }
+        let sources = graph.edges.iter().filter(|edge| edge.target == node.id).map(|edge| match &edge.label {
+            Some(label) => format!("{} [{label}]", edge.source),
+            None => edge.source.clone(),
+        });
+        let sources: Vec<String> = sources.collect();
+        let after = if sources.is_empty() { "the start".to_owned() } else { sources.join(", ") };
+        out::line(format_args!("  after   {after}"));
+        out::line(format_args!(
+            "  needs   {}",
+            if node.needs.is_empty() { "nothing".to_owned() } else { node.needs.join(", ") }
+        ));
+        let (limits, retry) = (node.limits, node.retry);
+        let memory = out::size(limits.memory_bytes);
+        out::line(format_args!("  limits  fuel {}, {} ms, {memory}", limits.fuel, limits.timeout_ms));
+        out::line(format_args!(
+            "  retry   {} attempts, {} ms × {} up to {} ms, jitter {}",
+            retry.max_attempts, retry.initial_ms, retry.factor, retry.max_ms, retry.jitter
+        ));
+    }
+    Ok(EXIT_OK)
+}

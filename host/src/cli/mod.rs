@@ -1,0 +1,268 @@
+//! The command line. Results go to standard output, messages for people to standard error.
+
+mod build;
+mod commands;
+mod inspect;
+mod out;
+mod serve;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::sandbox::compile;
+
+/// The command did what it was asked; for `run --follow`, the run completed.
+const EXIT_OK: u8 = 0;
+/// The run failed or was cancelled; the server ended because of an error.
+const EXIT_FAILED: u8 = 1;
+/// The command was used wrongly, or the server refused it or could not be reached.
+const EXIT_USAGE: u8 = 2;
+
+/// Runs workflows for many tenants, each step in a WebAssembly sandbox of its own.
+#[derive(Debug, Parser)]
+#[command(name = "stepwell", version, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Runs the server
+    Serve(serve::ServeArgs),
+    /// Compiles a Rust crate to a component and prints the component's path
+    Build {
+        /// The crate's folder
+        path: PathBuf,
+    },
+    /// Shows what a component imports, its graph and its limits
+    Inspect {
+        /// The component
+        component: PathBuf,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Uploads a component as the new version of a workflow
+    Deploy {
+        /// The workflow's name
+        name: String,
+        /// The component
+        component: PathBuf,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        server: Server,
+    },
+    /// Starts a run
+    Run {
+        /// The workflow's name
+        name: String,
+        /// The input: JSON, or @FILE to read it from a file (@- for standard input)
+        #[arg(long, default_value = "null")]
+        input: String,
+        /// The version to run, instead of the latest
+        #[arg(long)]
+        version: Option<String>,
+        /// The same key starts the same run, for 24 hours
+        #[arg(long)]
+        idempotency_key: Option<String>,
+        /// Shows events as they become durable; exits with 0 when the run completes, 1 when it fails or is cancelled
+        #[arg(long)]
+        follow: bool,
+        /// As JSON: first {"run_id": …}, then one event a line
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        server: Server,
+    },
+    /// Lists runs, newest first
+    Runs {
+        /// Only runs of this workflow
+        #[arg(long)]
+        workflow: Option<String>,
+        /// Only runs with this status
+        #[arg(long)]
+        status: Option<String>,
+        /// How many
+        #[arg(long, default_value_t = 20)]
+        limit: usize,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        server: Server,
+    },
+    /// Shows a run with its steps and artifacts
+    RunInfo {
+        /// The run's id
+        id: String,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        server: Server,
+    },
+    /// Shows the events of a run
+    Events {
+        /// The run's id
+        id: String,
+        /// Goes on until the run has ended, and exits as `run --follow` does
+        #[arg(long)]
+        follow: bool,
+        /// As JSON, one event a line
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        server: Server,
+    },
+    /// Cancels a run
+    Cancel {
+        /// The run's id
+        id: String,
+        /// For whoever asks later
+        #[arg(long)]
+        reason: Option<String>,
+        #[command(flatten)]
+        server: Server,
+    },
+    /// What the operator of a server does
+    Admin {
+        #[command(subcommand)]
+        command: AdminCommand,
+    },
+    /// Reads a component from standard input and writes compiled code to standard output
+    #[command(name = compile::SUBCOMMAND, hide = true)]
+    CompileComponent,
+}
+
+#[derive(Debug, Subcommand)]
+enum AdminCommand {
+    /// Tenants
+    #[command(subcommand)]
+    Tenant(TenantCommand),
+    /// API keys
+    #[command(subcommand)]
+    Key(KeyCommand),
+}
+
+#[derive(Debug, Subcommand)]
+enum TenantCommand {
+    /// Creates a tenant
+    Create {
+        /// a-z, 0-9 and -, at most 40 characters
+        id: String,
+        /// Days after its end that a run is deleted
+        #[arg(long)]
+        retention_days: Option<u32>,
+        #[command(flatten)]
+        server: AdminServer,
+    },
+    /// Lists all tenants
+    List {
+        #[command(flatten)]
+        server: AdminServer,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum KeyCommand {
+    /// Creates an API key for a tenant and prints it, this once
+    Create {
+        /// The tenant
+        tenant: String,
+        #[command(flatten)]
+        server: AdminServer,
+    },
+    /// Lists all API keys ever created, without the keys
+    List {
+        #[command(flatten)]
+        server: AdminServer,
+    },
+    /// Stops accepting an API key
+    Revoke {
+        /// The key's id: its middle part
+        id: String,
+        #[command(flatten)]
+        server: AdminServer,
+    },
+}
+
+/// Which server, as a tenant.
+#[derive(Debug, Args)]
+struct Server {
+    /// The server
+    #[arg(long, env = "STEPWELL_URL", default_value = "http://127.0.0.1:7878")]
+    url: String,
+    /// The API key; `dev` is the one of `serve --dev`
+    #[arg(long, env = "STEPWELL_API_KEY", default_value = "dev", hide_env_values = true)]
+    api_key: String,
+}
+
+/// Which server, as its operator.
+#[derive(Debug, Args)]
+struct AdminServer {
+    /// The server
+    #[arg(long, env = "STEPWELL_URL", default_value = "http://127.0.0.1:7878")]
+    url: String,
+    /// The operator's key; without it, the one in the data directory
+    #[arg(long, env = "STEPWELL_OPERATOR_KEY", hide_env_values = true)]
+    operator_key: Option<String>,
+    /// The server's data directory, where its operator's key is
+    #[arg(long, env = "STEPWELL_DATA_DIR", default_value = "./stepwell-data")]
+    data_dir: PathBuf,
+}
+
+/// The whole program.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are no errors; clap prints each where it belongs.
+            let code = if error.use_stderr() { EXIT_USAGE } else { EXIT_OK };
+            drop(error.print());
+            return ExitCode::from(code);
+        }
+    };
+    if let Command::CompileComponent = cli.command {
+        return compile::main();
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            out::error(&error.into());
+            return ExitCode::from(EXIT_FAILED);
+        }
+    };
+    match runtime.block_on(dispatch(cli.command)) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            out::error(&error);
+            ExitCode::from(EXIT_USAGE)
+        }
+    }
+}
+
+async fn dispatch(command: Command) -> anyhow::Result<u8> {
+    match command {
+        Command::Serve(args) => serve::serve(args).await,
+        Command::Build { path } => build::build(&path),
+        Command::Inspect { component, json } => inspect::inspect(&component, json).await,
+        Command::Deploy { name, component, json, server } => commands::deploy(&server, &name, &component, json).await,
+        Command::Run { name, input, version, idempotency_key, follow, json, server } => {
+            let start = commands::Start { name, input, version, idempotency_key };
+            commands::run(&server, start, follow, json).await
+        }
+        Command::Runs { workflow, status, limit, json, server } => {
+            commands::runs(&server, workflow.as_deref(), status.as_deref(), limit, json).await
+        }
+        Command::RunInfo { id, json, server } => commands::run_info(&server, &id, json).await,
+        Command::Events { id, follow, json, server } => commands::events(&server, &id, follow, json).await,
+        Command::Cancel { id, reason, server } => commands::cancel(&server, &id, reason).await,
+        Command::Admin { command } => commands::admin(command).await,
+        Command::CompileComponent => Ok(EXIT_USAGE), // handled in `main`, without a runtime
+    }
+}

@@ -1,0 +1,177 @@
+//! `stepwell serve`: puts the parts together, and takes them apart again in order.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use axum::serve::ListenerExt;
+use clap::Args;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use super::{EXIT_FAILED, EXIT_OK, EXIT_USAGE, out};
+use crate::access::{self, Access, DEV};
+use crate::api::{self, App};
+use crate::driver::{Driver, DriverConfig};
+use crate::journal::RedbJournal;
+use crate::journal::catalog::TenantRecord;
+use crate::sandbox::{Sandbox, SandboxConfig};
+use crate::{clock, maintenance};
+
+/// What a stopping server waits for connections that do not end by themselves.
+const CONNECTIONS_GRACE: Duration = Duration::from_secs(5);
+
+#[derive(Debug, Args)]
+pub(super) struct ServeArgs {
+    /// Where to listen
+    #[arg(long, env = "STEPWELL_LISTEN", default_value = "127.0.0.1:7878")]
+    listen: SocketAddr,
+    /// Where everything is kept
+    #[arg(long, env = "STEPWELL_DATA_DIR", default_value = "./stepwell-data")]
+    data_dir: PathBuf,
+    /// For development: makes tenant `dev` with the API key `dev`. On loopback addresses only
+    #[arg(long)]
+    dev: bool,
+    /// Steps that run at once
+    #[arg(long, env = "STEPWELL_SLOTS", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    slots: u32,
+    /// Steps of one tenant that run at once [default: three quarters of all]
+    #[arg(long, env = "STEPWELL_SLOTS_PER_TENANT", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    slots_per_tenant: Option<u32>,
+    /// Runs that are started at once; further ones stay queued
+    #[arg(long, env = "STEPWELL_ACTIVE_RUNS", default_value_t = 10_000)]
+    active_runs: usize,
+    /// Seconds that a stopping server waits for steps that are under way
+    #[arg(long, env = "STEPWELL_GRACE_SECONDS", default_value_t = 10)]
+    grace_seconds: u64,
+    /// What is logged: error, warn, info, debug or trace
+    #[arg(long, env = "STEPWELL_LOG", default_value = "info")]
+    log: tracing::Level,
+    /// Logs as JSON, one object a line
+    #[arg(long, env = "STEPWELL_LOG_JSON")]
+    log_json: bool,
+}
+
+pub(super) async fn serve(args: ServeArgs) -> anyhow::Result<u8> {
+    start_logging(&args);
+    if args.dev && !args.listen.ip().is_loopback() {
+        out::note("stepwell: --dev accepts the API key `dev`, so it listens on loopback addresses only");
+        return Ok(EXIT_USAGE);
+    }
+    match serve_until_told(args).await {
+        Ok(()) => Ok(EXIT_OK),
+        Err(error) => {
+            out::error(&error);
+            Ok(EXIT_FAILED)
+        }
+    }
+}
+
+fn start_logging(args: &ServeArgs) {
+    let subscriber = tracing_subscriber::fmt().with_max_level(args.log).with_writer(std::io::stderr).with_target(false);
+    if args.log_json {
+        subscriber.json().init();
+    } else {
+        subscriber.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init();
+    }
+}
+
+async fn serve_until_told(args: ServeArgs) -> anyhow::Result<()> {
+    let data_dir = &args.data_dir;
+    std::fs::create_dir_all(data_dir).with_context(|| format!("cannot make {}", data_dir.display()))?;
+    let path = data_dir.join("journal.redb");
+    let journal = RedbJournal::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
+    let journal = Arc::new(journal);
+    let operator_key = access::operator_key(data_dir).context("cannot read or make the operator's key")?;
+    let access = Access::open(&journal, &operator_key).context("cannot read the API keys")?;
+    if args.dev {
+        make_dev_tenant(&journal, &access).await?;
+    }
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let sandbox = Sandbox::new(SandboxConfig {
+        slots: args.slots,
+        slots_per_tenant: args.slots_per_tenant.unwrap_or(args.slots - args.slots / 4),
+        threads,
+        code_dir: data_dir.join("code"),
+        secret: *journal.secret(),
+        compiler: std::env::current_exe().context("cannot find this program's own file")?,
+    })?;
+    let sandbox = Arc::new(sandbox);
+    let config = DriverConfig { active_runs_max: args.active_runs, grace: Duration::from_secs(args.grace_seconds) };
+    let driver = Driver::new(Arc::clone(&journal), Arc::clone(&sandbox), &config);
+
+    let listener = TcpListener::bind(args.listen).await.with_context(|| format!("cannot listen on {}", args.listen))?;
+    let address = listener.local_addr()?;
+    // Without this, small answers wait for the acknowledgement of the one before: 40 ms for nothing.
+    let listener = listener.tap_io(|stream| drop(stream.set_nodelay(true)));
+    let stopping = CancellationToken::new();
+    let app = App {
+        journal: Arc::clone(&journal),
+        driver: driver.clone(),
+        sandbox,
+        access: Arc::new(access),
+        stopping: stopping.clone(),
+    };
+    let server = axum::serve(listener, api::router(app)).with_graceful_shutdown(stopping.clone().cancelled_owned());
+    let mut server = tokio::spawn(server.into_future());
+    out::line(format_args!("stepwell is listening on http://{address}"));
+
+    let recovery = tokio::spawn({
+        let driver = driver.clone();
+        async move {
+            match driver.recover().await {
+                Ok(0) => {}
+                Ok(runs) => tracing::info!(runs, "unfinished runs were taken up"),
+                Err(error) => tracing::error!(%error, "unfinished runs could not be taken up"),
+            }
+        }
+    });
+    let sweeping = tokio::spawn(maintenance::run(Arc::clone(&journal), stopping.clone()));
+
+    let failed = tokio::select! {
+        told = told_to_stop() => told.err().map(|error| anyhow::Error::from(error).context("cannot wait for signals")),
+        () = journal.broken() => Some(anyhow::format_err!("the journal has failed; nothing that was acknowledged is lost")),
+        ended = &mut server => Some(anyhow::format_err!("the server has ended: {ended:?}")),
+    };
+    tracing::info!("stopping");
+    tokio::spawn(async {
+        if told_to_stop().await.is_ok() {
+            tracing::warn!("told again: stopping at once; steps under way run again after the next start");
+            std::process::exit(EXIT_FAILED.into());
+        }
+    });
+    // First nobody gets in, then everything under way comes to rest, and the journal is closed last, on drop.
+    stopping.cancel();
+    recovery.abort();
+    driver.stop().await;
+    if tokio::time::timeout(CONNECTIONS_GRACE, server).await.is_err() {
+        tracing::warn!("some connections did not end in time");
+    }
+    drop(sweeping.await);
+    match failed {
+        Some(error) => Err(error),
+        None => Ok(()),
+    }
+}
+
+async fn make_dev_tenant(journal: &RedbJournal, access: &Access) -> anyhow::Result<()> {
+    let id: stepwell_core::TenantId = DEV.parse()?;
+    let retention_days = api::RETENTION_DAYS_DEFAULT;
+    journal.create_tenant(TenantRecord { id: id.clone(), created_at: clock::now(), retention_days }).await?;
+    access.allow_dev(id);
+    Ok(())
+}
+
+/// Waits for ^C, or for whoever manages this process.
+async fn told_to_stop() -> std::io::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}

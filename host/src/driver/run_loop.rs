@@ -1,0 +1,547 @@
+//! The loop of one run: the only writer of its journal.
+//!
+//! Everything that can wake it is one of [`Wake`]; one place waits ([`RunLoop::wait`]) and one handles. Events that
+//! were decided are *staged*: folded into the state, in order, seen by nobody. One append at a time takes all that is
+//! staged to disk; meanwhile further events are staged. Only what is durable is acted on: each [`Effect`] names the
+//! event that made it due.
+//!
+//! When an append fails, the loop forgets everything and reads the run anew; its attempts are cut off as in a crash.
+
+use std::collections::HashMap;
+use std::future::pending;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use sha2::{Digest as _, Sha256};
+use stepwell_core::decide::Success;
+use stepwell_core::event::LogLevel;
+use stepwell_core::json::{ContentRef, INLINE_BYTES_MAX};
+use stepwell_core::{
+    Digest, Effect, Event, Graph, Input, Json, Payload, Refusal, Run, RunKey, Seq, StepId, Timestamp, WorkflowName,
+};
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::time::Instant;
+
+use super::Shared;
+use super::registry::{Inbox, Messages};
+use super::step_host::LoopHost;
+use crate::clock;
+use crate::journal::{Batch, Content, Created, IdempotencyKey, Journal, JournalError, RunSummary};
+use crate::sandbox::{Attempt, AttemptEnd, HostRefusal, Job, StoredArtifact};
+
+/// Bytes of staged events after which the loop takes no message until they are on disk. Steps wait for their answers
+/// meanwhile, so this is what slows down a step that publishes faster than the disk writes.
+const STAGED_BYTES_MAX: usize = 1 << 20;
+/// Stored bytes read at once when a run is taken up again.
+const READ_BYTES: usize = 4 << 20;
+/// The longest sleep for a timer. The machine's clock may be set while we sleep.
+const SLEEP_MAX: Duration = Duration::from_secs(30);
+
+/// How a loop comes to its run.
+pub(super) enum Beginning {
+    /// Somebody asked for it.
+    New {
+        graph: Arc<Graph>,
+        workflow: WorkflowName,
+        version: Digest,
+        input: Json,
+        idempotency: Option<IdempotencyKey>,
+        reply: oneshot::Sender<Result<Created, JournalError>>,
+    },
+    /// It is in the journal.
+    Recovered,
+}
+
+/// What others tell a loop.
+pub(super) enum Message {
+    Publish {
+        step: StepId,
+        attempt: u32,
+        topic: String,
+        payload: Json,
+        reply: oneshot::Sender<Result<Seq, HostRefusal>>,
+    },
+    Log {
+        step: StepId,
+        attempt: u32,
+        level: LogLevel,
+        message: String,
+        reply: oneshot::Sender<Result<(), HostRefusal>>,
+    },
+    StoreArtifact {
+        step: StepId,
+        attempt: u32,
+        name: String,
+        media_type: String,
+        bytes: Bytes,
+        reply: oneshot::Sender<Result<StoredArtifact, HostRefusal>>,
+    },
+    AttemptEnded {
+        step: StepId,
+        attempt: u32,
+        end: AttemptEnd,
+    },
+    Cancel {
+        reason: Option<String>,
+        reply: oneshot::Sender<Result<(), Refusal>>,
+    },
+}
+
+/// All that can wake a loop.
+enum Wake {
+    Message(Message),
+    Appended(Result<(), JournalError>),
+    Room(OwnedSemaphorePermit),
+    TimerDue,
+    Stopping,
+    GraceOver,
+}
+
+/// Why a loop begins anew or ends.
+enum Over {
+    /// The run has ended, and the loop has left the registry.
+    Left,
+    /// The host is stopping.
+    Stopped,
+    /// The journal refused an append: what is in memory may not be what is on disk.
+    Lost(JournalError),
+}
+
+/// The loop of one run.
+pub(super) struct RunLoop {
+    shared: Arc<Shared>,
+    key: RunKey,
+    inbox: Inbox,
+    run: Run,
+    summary: Option<RunSummary>,
+    /// The last event that is on disk.
+    durable: Seq,
+    /// The time of the last staged event. A run's time never goes back, whatever the machine's clock does.
+    last_at: Timestamp,
+    staged: Staged,
+    appending: Option<Appending>,
+    attempts: HashMap<StepId, (u32, Attempt)>,
+    room: Option<OwnedSemaphorePermit>,
+    phase: Phase,
+}
+
+/// How far a loop is on its way down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Driving,
+    /// Nothing starts any more; what runs may end until then.
+    Ending(Instant),
+    /// What still ran was cut off.
+    CutOff,
+}
+
+/// Decided, folded, and not yet given to the journal.
+#[derive(Default)]
+struct Staged {
+    events: Vec<Event>,
+    contents: Vec<Content>,
+    bytes: usize,
+    /// Who is to be told once it is on disk.
+    told: Vec<oneshot::Sender<Result<(), Refusal>>>,
+}
+
+struct Appending {
+    done: BoxFuture<'static, Result<(), JournalError>>,
+    last_seq: Seq,
+    told: Vec<oneshot::Sender<Result<(), Refusal>>>,
+}
+
+impl RunLoop {
+    /// Drives a run to its end, or until the host stops.
+    pub(super) async fn run(
+        shared: Arc<Shared>,
+        key: RunKey,
+        inbox: Inbox,
+        mut messages: Messages,
+        beginning: Beginning,
+    ) {
+        let mut begun = Self::begin(&shared, &key, &inbox, beginning).await;
+        loop {
+            let mut this = match begun {
+                Ok(Some(this)) => this,
+                Ok(None) => break,
+                Err(error) => {
+                    tracing::error!(run = %key, %error, "a run cannot be taken up");
+                    break;
+                }
+            };
+            match this.drive(&mut messages).await {
+                // Another loop may have entered by now: its entry is not ours to remove.
+                Over::Left => return,
+                Over::Stopped => break,
+                Over::Lost(error @ JournalError::Fenced { .. }) => {
+                    tracing::warn!(run = %key, %error, "a run is taken up anew");
+                    drop(this);
+                    begun = Self::recover(&shared, &key, &inbox);
+                }
+                Over::Lost(error) => {
+                    // The journal is closed; the next start takes the run up.
+                    tracing::error!(run = %key, %error, "a run could not be recorded any further");
+                    break;
+                }
+            }
+        }
+        shared.registry.remove(&key);
+    }
+
+    /// The loop of a run that is on disk; `None` when there is nothing to drive.
+    async fn begin(
+        shared: &Arc<Shared>,
+        key: &RunKey,
+        inbox: &Inbox,
+        beginning: Beginning,
+    ) -> Result<Option<Self>, JournalError> {
+        match beginning {
+            Beginning::Recovered => Self::recover(shared, key, inbox),
+            Beginning::New { graph, workflow, version, input, idempotency, reply } => {
+                let mut this = Self::new(shared, key, inbox, graph);
+                let input = this.payload(input);
+                let queued = this.decide(Input::Queue { workflow, version, input }).and_then(|()| {
+                    this.room = Arc::clone(&shared.room).try_acquire_owned().ok();
+                    // With room at hand the first steps are due in the same write.
+                    if this.room.is_some() { this.decide(Input::Start) } else { Ok(()) }
+                });
+                if let Err(refusal) = queued {
+                    tracing::error!(run = %key, %refusal, "a new run was refused"); // the core refuses no first event
+                    return Ok(None);
+                }
+                let (batch, last_seq) = this.take_staged();
+                let created = shared.journal.create(key, batch, idempotency).await;
+                this.durable = last_seq;
+                let is_new = matches!(created, Ok(Created::New));
+                // Nobody may be waiting any more; the run is there all the same.
+                drop(reply.send(created));
+                Ok(is_new.then_some(this))
+            }
+        }
+    }
+
+    /// Reads a run and folds it. Attempts that were under way are lost with the host that ran them.
+    fn recover(shared: &Arc<Shared>, key: &RunKey, inbox: &Inbox) -> Result<Option<Self>, JournalError> {
+        let Some(summary) = shared.journal.summary(key)? else { return Ok(None) };
+        let damaged = |reason: String| JournalError::Damaged { what: format!("run {key}"), reason };
+        let graph = shared
+            .graph(&key.tenant, &summary.workflow, summary.version)
+            .map_err(|error| damaged(error.to_string()))?;
+        let mut this = Self::new(shared, key, inbox, graph);
+        loop {
+            let page = shared.journal.read(key, this.run.last_seq(), READ_BYTES)?;
+            if page.is_empty() {
+                break;
+            }
+            for recorded in page {
+                if recorded.seq != this.run.last_seq() + 1 {
+                    return Err(damaged(format!("event {} follows event {}", recorded.seq, this.run.last_seq())));
+                }
+                this.run.apply(&recorded.event).map_err(|error| damaged(error.to_string()))?;
+                this.last_at = recorded.at;
+            }
+        }
+        this.summary = Some(summary);
+        this.durable = this.run.last_seq();
+        for effect in this.run.owed() {
+            if let Effect::RunStep { step, attempt, .. } = effect {
+                this.decide(Input::AttemptLost { step, attempt }).map_err(|refusal| damaged(refusal.to_string()))?;
+            }
+        }
+        Ok(Some(this))
+    }
+
+    fn new(shared: &Arc<Shared>, key: &RunKey, inbox: &Inbox, graph: Arc<Graph>) -> Self {
+        Self {
+            shared: Arc::clone(shared),
+            key: key.clone(),
+            inbox: inbox.clone(),
+            run: Run::new(graph),
+            summary: None,
+            durable: 0,
+            last_at: Timestamp::default(),
+            staged: Staged::default(),
+            appending: None,
+            attempts: HashMap::new(),
+            room: None,
+            phase: Phase::Driving,
+        }
+    }
+
+    async fn drive(&mut self, messages: &mut Messages) -> Over {
+        loop {
+            self.append_staged();
+            let wake_at = self.act();
+            if self.is_done() {
+                if self.phase != Phase::Driving {
+                    return Over::Stopped;
+                }
+                if self.shared.registry.leave(&self.key, messages) {
+                    return Over::Left;
+                }
+            }
+            match self.wait(messages, wake_at).await {
+                Wake::Message(message) => self.handle(message),
+                Wake::Appended(Ok(())) => self.appended(),
+                Wake::Appended(Err(error)) => return Over::Lost(error),
+                Wake::Room(permit) => {
+                    self.room = Some(permit);
+                    self.expect(Input::Start);
+                }
+                Wake::TimerDue => self.expect(Input::TimerDue),
+                Wake::Stopping => self.phase = Phase::Ending(Instant::now() + self.shared.grace),
+                Wake::GraceOver => {
+                    // What is cut off here is owed after the next start.
+                    self.phase = Phase::CutOff;
+                    self.attempts.clear();
+                }
+            }
+        }
+    }
+
+    /// Nothing is left to write, and nothing to wait for: the run has ended, or the host is stopping.
+    fn is_done(&self) -> bool {
+        let idle = self.appending.is_none() && self.staged.events.is_empty() && self.attempts.is_empty();
+        idle && (self.run.has_ended() || self.phase != Phase::Driving)
+    }
+
+    /// The one place that waits.
+    async fn wait(&mut self, messages: &mut Messages, wake_at: Option<Timestamp>) -> Wake {
+        let Self { shared, appending, staged, phase, run, room, .. } = self;
+        let appended = async {
+            match appending {
+                Some(append) => (&mut append.done).await,
+                None => pending().await,
+            }
+        };
+        let driving = *phase == Phase::Driving;
+        let wants_room = driving && room.is_none() && run.status() == Some(stepwell_core::RunStatus::Queued);
+        let timer = async {
+            match wake_at {
+                Some(at) => {
+                    tokio::time::sleep(Duration::from_millis(at.millis_since(clock::now())).min(SLEEP_MAX)).await
+                }
+                None => pending().await,
+            }
+        };
+        let grace = async {
+            match *phase {
+                Phase::Ending(at) => tokio::time::sleep_until(at).await,
+                Phase::Driving | Phase::CutOff => pending().await,
+            }
+        };
+        tokio::select! {
+            biased; // what is done comes before what is new
+            result = appended => Wake::Appended(result),
+            Some(message) = messages.recv(), if staged.bytes < STAGED_BYTES_MAX => Wake::Message(message),
+            () = timer, if driving => Wake::TimerDue,
+            Ok(permit) = Arc::clone(&shared.room).acquire_owned(), if wants_room => Wake::Room(permit),
+            () = shared.stopping.cancelled(), if driving => Wake::Stopping,
+            () = grace => Wake::GraceOver,
+        }
+    }
+
+    fn handle(&mut self, message: Message) {
+        match message {
+            Message::Publish { step, attempt, topic, payload, reply } => {
+                let payload = self.payload(payload);
+                let decided = self.decide(Input::Publish { step, attempt, topic, payload });
+                // The order is fixed now, and with it the position; a step need not wait for the disk.
+                let _ = reply.send(decided.map(|()| self.run.last_seq()).map_err(refusal_for_guest));
+            }
+            Message::Log { step, attempt, level, message, reply } => {
+                let decided = self.decide(Input::Log { step, attempt, level, message });
+                let _ = reply.send(decided.map_err(refusal_for_guest));
+            }
+            Message::StoreArtifact { step, attempt, name, media_type, bytes, reply } => {
+                let content = self.content(bytes);
+                let decided = self.decide(Input::StoreArtifact { step, attempt, name, media_type, content });
+                let seq = self.run.last_seq();
+                let stored = StoredArtifact { id: artifact_id(&self.key, seq), seq, sha256: content.sha256 };
+                drop(reply.send(decided.map(|()| stored).map_err(refusal_for_guest)));
+            }
+            Message::AttemptEnded { step, attempt, end } => {
+                if self.attempts.get(&step).is_some_and(|(running, _)| *running == attempt) {
+                    self.attempts.remove(&step);
+                }
+                let result =
+                    end.result.map(|success| Success { output: self.payload(success.output), labels: success.labels });
+                self.expect(Input::AttemptEnded { step, attempt, result, fuel_used: end.fuel_used });
+            }
+            Message::Cancel { reason, reply } => match self.decide(Input::Cancel { reason }) {
+                Ok(()) => self.staged.told.push(reply),
+                Err(refusal) => drop(reply.send(Err(refusal))),
+            },
+        }
+    }
+
+    /// Decides on something that comes from the host itself. A refusal means that the run has moved on, for instance
+    /// that it was cancelled just before.
+    fn expect(&mut self, input: Input) {
+        if let Err(refusal) = self.decide(input) {
+            tracing::debug!(run = %self.key, %refusal, "nothing followed");
+        }
+    }
+
+    /// Decides, folds and stages.
+    fn decide(&mut self, input: Input) -> Result<(), Refusal> {
+        let now = clock::now().max(self.last_at);
+        let events = self.run.decide(input, now, clock::dice())?;
+        for event in events {
+            if let Err(error) = self.run.apply(&event) {
+                // The core does not decide what it cannot fold; its tests say so for every history they know.
+                tracing::error!(run = %self.key, %error, "a decided event could not be folded");
+                return Err(Refusal::OutOfPlace);
+            }
+            self.staged.bytes += size_of_event(&event);
+            self.staged.events.push(event);
+        }
+        self.last_at = now;
+        Ok(())
+    }
+
+    /// A value in the form that an event takes; its bytes are staged when it is large.
+    fn payload(&mut self, json: Json) -> Payload {
+        if json.len_bytes() <= INLINE_BYTES_MAX {
+            return Payload::Inline(json);
+        }
+        Payload::Stored(self.content(Bytes::copy_from_slice(json.as_str().as_bytes())))
+    }
+
+    fn content(&mut self, bytes: Bytes) -> ContentRef {
+        let content =
+            ContentRef { sha256: Digest::from_bytes(Sha256::digest(&bytes).into()), size_bytes: bytes.len() as u64 };
+        self.staged.bytes += bytes.len();
+        self.staged.contents.push(Content { sha256: content.sha256, bytes });
+        content
+    }
+
+    /// All that is staged, as one batch, and the number of its last event.
+    fn take_staged(&mut self) -> (Batch, Seq) {
+        let Staged { events, contents, .. } = std::mem::take(&mut self.staged);
+        let last_seq = self.run.last_seq();
+        let first_seq = last_seq + 1 - events.len() as u64;
+        let summary = RunSummary::after(self.summary.as_ref(), first_seq, self.last_at, &events);
+        if summary.is_some() {
+            self.summary.clone_from(&summary);
+        }
+        (Batch { at: self.last_at, events, contents, summary }, last_seq)
+    }
+
+    fn append_staged(&mut self) {
+        if self.appending.is_some() || self.staged.events.is_empty() {
+            return;
+        }
+        let told = std::mem::take(&mut self.staged.told);
+        let (batch, last_seq) = self.take_staged();
+        let (journal, key, durable) = (Arc::clone(&self.shared.journal), self.key.clone(), self.durable);
+        let done = Box::pin(async move { journal.append(&key, durable, batch).await });
+        self.appending = Some(Appending { done, last_seq, told });
+    }
+
+    fn appended(&mut self) {
+        if let Some(append) = self.appending.take() {
+            self.durable = append.last_seq;
+            for told in append.told {
+                drop(told.send(Ok(())));
+            }
+        }
+    }
+
+    /// Does what is owed and durable, and stops what is not owed any more. Returns when to wake up for a timer.
+    fn act(&mut self) -> Option<Timestamp> {
+        let mut wake_at: Option<Timestamp> = None;
+        if self.run.has_ended() && self.durable == self.run.last_seq() {
+            // What still runs belongs to a run that failed or was cancelled: it stops at its next yield.
+            self.attempts.clear();
+        }
+        for effect in self.run.owed() {
+            match effect {
+                _ if effect.since() > self.durable => {}
+                Effect::RunStep { step, node, attempt, .. } if self.phase == Phase::Driving => {
+                    if !self.attempts.contains_key(&step) {
+                        self.start_attempt(step, node, attempt);
+                    }
+                }
+                Effect::WakeAt { at, .. } => wake_at = Some(wake_at.map_or(at, |earliest| earliest.min(at))),
+                // A queued run waits for room; see `wait`. A stopping host starts nothing.
+                Effect::StartRun { .. } | Effect::RunStep { .. } => {}
+            }
+        }
+        wake_at
+    }
+
+    fn start_attempt(&mut self, step: StepId, node: usize, attempt: u32) {
+        let (Some(limits), Some(summary)) = (self.run.graph().node(node).map(|node| node.limits), &self.summary) else {
+            return;
+        };
+        let (workflow, version) = (summary.workflow.clone(), summary.version);
+        let inputs = self.run.inputs_of(node);
+        let host = Arc::new(LoopHost { inbox: self.inbox.clone(), step: step.clone(), attempt });
+        let (key, journal) = (self.key.clone(), Arc::clone(&self.shared.journal));
+        let job = {
+            let (key, journal, step) = (key.clone(), Arc::clone(&journal), step.clone());
+            move || {
+                let value = |(name, payload)| Ok((name, read_payload(&*journal, &key, payload)?));
+                let inputs = inputs.into_iter().map(value).collect::<Result<_, String>>()?;
+                Ok(Job { run: key.run, workflow, version, step, attempt, limits, inputs, host })
+            }
+        };
+        let component = {
+            let key = key.clone();
+            move || journal.component(&key.tenant, &version).ok().flatten()
+        };
+        let (inbox, ended) = (self.inbox.clone(), step.clone());
+        let on_end = move |end| {
+            // The loop is gone when the host has stopped waiting for this attempt.
+            drop(inbox.send(Message::AttemptEnded { step: ended, attempt, end }));
+        };
+        let running = self.shared.sandbox.spawn(&key.tenant, job, component, on_end);
+        self.attempts.insert(step, (attempt, running));
+    }
+}
+
+/// The id of the artifact that an event of a run has stored.
+pub(crate) fn artifact_id(key: &RunKey, seq: Seq) -> String {
+    format!("{}-{seq}", key.run)
+}
+
+/// The JSON of a value, wherever it is.
+pub(crate) fn read_payload(journal: &impl Journal, key: &RunKey, payload: Payload) -> Result<Json, String> {
+    match payload {
+        Payload::Inline(json) => Ok(json),
+        Payload::Stored(content) => {
+            let bytes = journal.content(&key.tenant, &content.sha256).map_err(|error| error.to_string())?;
+            let bytes = bytes.ok_or_else(|| format!("content {} is gone", content.sha256))?;
+            let text = String::from_utf8(bytes.into()).map_err(|error| error.to_string())?;
+            Json::parse(text).map_err(|error| error.to_string())
+        }
+    }
+}
+
+fn refusal_for_guest(refusal: Refusal) -> HostRefusal {
+    match refusal {
+        Refusal::UnknownTopic => HostRefusal::UnknownTopic,
+        Refusal::Ended(_) | Refusal::NotUnderWay { .. } | Refusal::OutOfPlace => HostRefusal::Cancelled,
+    }
+}
+
+/// Roughly what an event takes on its way to disk.
+fn size_of_event(event: &Event) -> usize {
+    const OVERHEAD_BYTES: usize = 128;
+    let payload = |payload: &Payload| match payload {
+        Payload::Inline(json) => json.len_bytes(),
+        Payload::Stored(_) => 0, // counted when it was staged
+    };
+    OVERHEAD_BYTES
+        + match event {
+            Event::StepUpdate { payload: value, .. } => payload(value),
+            Event::StepCompleted { output, .. } | Event::RunCompleted { output } => payload(output),
+            Event::RunQueued { input, .. } => payload(input),
+            Event::StepLog { message, .. } => message.len(),
+            _ => 0,
+        }
+}

@@ -1,0 +1,56 @@
+//! What a step asks for, passed on to the loop of its run.
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use stepwell_core::event::LogLevel;
+use stepwell_core::{Json, Seq, StepId};
+use tokio::sync::oneshot;
+
+use super::registry::Inbox;
+use super::run_loop::Message;
+use crate::sandbox::{HostRefusal, StepHost, StoredArtifact};
+
+/// The host's side of one attempt.
+pub(super) struct LoopHost {
+    pub(super) inbox: Inbox,
+    pub(super) step: StepId,
+    pub(super) attempt: u32,
+}
+
+impl LoopHost {
+    async fn ask<T>(
+        &self,
+        message: Message,
+        answer: oneshot::Receiver<Result<T, HostRefusal>>,
+    ) -> Result<T, HostRefusal> {
+        // A loop that is gone has ended its run, or the host is stopping; either way the attempt is over.
+        self.inbox.send(message).map_err(|_| HostRefusal::Cancelled)?;
+        answer.await.unwrap_or(Err(HostRefusal::Cancelled))
+    }
+}
+
+impl StepHost for LoopHost {
+    fn publish(&self, topic: String, payload: Json) -> BoxFuture<'_, Result<Seq, HostRefusal>> {
+        let (reply, answer) = oneshot::channel();
+        let message = Message::Publish { step: self.step.clone(), attempt: self.attempt, topic, payload, reply };
+        self.ask(message, answer).boxed()
+    }
+
+    fn log(&self, level: LogLevel, message: String) -> BoxFuture<'_, Result<(), HostRefusal>> {
+        let (reply, answer) = oneshot::channel();
+        let message = Message::Log { step: self.step.clone(), attempt: self.attempt, level, message, reply };
+        self.ask(message, answer).boxed()
+    }
+
+    fn store_artifact(
+        &self,
+        name: String,
+        media_type: String,
+        bytes: Bytes,
+    ) -> BoxFuture<'_, Result<StoredArtifact, HostRefusal>> {
+        let (reply, answer) = oneshot::channel();
+        let (step, attempt) = (self.step.clone(), self.attempt);
+        self.ask(Message::StoreArtifact { step, attempt, name, media_type, bytes, reply }, answer).boxed()
+    }
+}

@@ -1,0 +1,239 @@
+//! What is not a run: tenants, their API keys, workflows and versions. Kept in the journal's file and written by its
+//! writer, so that one file and one order hold everything.
+
+use ::redb::{ReadableTable, TableDefinition, TableHandle};
+use bytes::Bytes;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use stepwell_core::{Digest, GraphSpec, TenantId, Timestamp, WorkflowName};
+
+use super::redb::{RedbJournal, parse, storage, to_json};
+use super::writer::{Bytes2Bytes, put_content};
+use super::{Journal, JournalError, keys};
+
+/// tenant → its record.
+const TENANTS: Bytes2Bytes = TableDefinition::new("tenants");
+/// key id → its record.
+const API_KEYS: Bytes2Bytes = TableDefinition::new("api_keys");
+/// (tenant, workflow) → its record.
+const WORKFLOWS: Bytes2Bytes = TableDefinition::new("workflows");
+/// (tenant, workflow, version) → its record.
+const VERSIONS: Bytes2Bytes = TableDefinition::new("versions");
+
+/// All of them.
+pub(super) const TABLES: &[Bytes2Bytes] = &[TENANTS, API_KEYS, WORKFLOWS, VERSIONS];
+
+/// A tenant.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TenantRecord {
+    /// Its id.
+    pub id: TenantId,
+    /// When it was created.
+    pub created_at: Timestamp,
+    /// Days after its end that a run, with its events and content, is deleted.
+    pub retention_days: u32,
+}
+
+/// An API key, without the key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApiKeyRecord {
+    /// The public part of the key: names it in lists and logs.
+    pub id: String,
+    /// Who may do things with it.
+    pub tenant: TenantId,
+    /// SHA-256 of the whole key. The key has 256 random bits, so a plain hash cannot be searched.
+    pub sha256: Digest,
+    /// When it was created.
+    pub created_at: Timestamp,
+    /// When it stopped working.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revoked_at: Option<Timestamp>,
+}
+
+/// A workflow.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkflowRecord {
+    /// Its name.
+    pub name: WorkflowName,
+    /// The version that new runs get.
+    pub latest: Digest,
+    /// When its first version was deployed.
+    pub created_at: Timestamp,
+    /// When its latest version was deployed.
+    pub updated_at: Timestamp,
+}
+
+/// A version of a workflow: immutable.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct VersionRecord {
+    /// SHA-256 of the component.
+    pub version: Digest,
+    /// When it was first deployed under this name.
+    pub created_at: Timestamp,
+    /// Bytes of the component.
+    pub size_bytes: u64,
+    /// What the component imports, which is all that it may ask the host for.
+    pub imports: Vec<String>,
+    /// What the component described, checked.
+    pub graph: GraphSpec,
+}
+
+impl RedbJournal {
+    /// Creates a tenant. `false` when there is one of this id already; then nothing has changed.
+    pub async fn create_tenant(&self, tenant: TenantRecord) -> Result<bool, JournalError> {
+        let key = tenant.id.as_str().as_bytes().to_vec();
+        let value = to_json(&tenant, "a tenant")?;
+        self.write(move |transaction| {
+            let mut table = transaction.open_table(TENANTS).map_err(storage("open the tenants"))?;
+            let exists = table.get(key.as_slice()).map_err(storage("look for a tenant"))?.is_some();
+            if !exists {
+                table.insert(key.as_slice(), value.as_slice()).map_err(storage("write a tenant"))?;
+            }
+            Ok(!exists)
+        })
+        .await
+    }
+
+    /// A tenant.
+    pub fn tenant(&self, id: &TenantId) -> Result<Option<TenantRecord>, JournalError> {
+        self.one(TENANTS, id.as_str().as_bytes())
+    }
+
+    /// All tenants, by id.
+    pub fn tenants(&self) -> Result<Vec<TenantRecord>, JournalError> {
+        self.all(TENANTS, Vec::new()..keys::starting_with(vec![u8::MAX]).end)
+    }
+
+    /// Records an API key. `false` when its tenant does not exist; then nothing has changed.
+    pub async fn create_api_key(&self, record: ApiKeyRecord) -> Result<bool, JournalError> {
+        if self.tenant(&record.tenant)?.is_none() {
+            return Ok(false); // tenants are never deleted, so this cannot become wrong in between
+        }
+        let value = to_json(&record, "an API key")?;
+        self.write(move |transaction| {
+            let mut table = transaction.open_table(API_KEYS).map_err(storage("open the API keys"))?;
+            table.insert(record.id.as_bytes(), value.as_slice()).map_err(storage("write an API key"))?;
+            Ok(true)
+        })
+        .await
+    }
+
+    /// Records that an API key stopped working. `None` when there is no such key; a key that was revoked before
+    /// keeps its time.
+    pub async fn revoke_api_key(&self, id: String, at: Timestamp) -> Result<Option<ApiKeyRecord>, JournalError> {
+        self.write(move |transaction| {
+            let mut table = transaction.open_table(API_KEYS).map_err(storage("open the API keys"))?;
+            let found = table.get(id.as_bytes()).map_err(storage("look for an API key"))?;
+            let found =
+                found.map(|value| parse::<ApiKeyRecord>(value.value(), || format!("the API key {id}"))).transpose()?;
+            let Some(mut record) = found else { return Ok(None) };
+            record.revoked_at.get_or_insert(at);
+            let value = to_json(&record, "an API key")?;
+            table.insert(id.as_bytes(), value.as_slice()).map_err(storage("write an API key"))?;
+            Ok(Some(record))
+        })
+        .await
+    }
+
+    /// All API keys ever created, by id.
+    pub fn api_keys(&self) -> Result<Vec<ApiKeyRecord>, JournalError> {
+        self.all(API_KEYS, Vec::new()..keys::starting_with(vec![u8::MAX]).end)
+    }
+
+    /// Stores a version and its component, and makes it the one that new runs get. A version that was deployed
+    /// under this name before keeps its record, which is returned.
+    pub async fn put_version(
+        &self,
+        tenant: &TenantId,
+        name: &WorkflowName,
+        record: VersionRecord,
+        component: Bytes,
+    ) -> Result<VersionRecord, JournalError> {
+        let at = record.created_at;
+        let workflow_key = keys::workflow(tenant, name);
+        let version_key = keys::version(tenant, name, &record.version);
+        let content_key = keys::content(tenant, &record.version);
+        // Content is kept while somebody refers to it. A run's id never starts with this byte before the year 10889.
+        let referrer = [content_key.as_slice(), &[u8::MAX], name.as_str().as_bytes()].concat();
+        let name = name.clone();
+        self.write(move |transaction| {
+            let mut versions = transaction.open_table(VERSIONS).map_err(storage("open the versions"))?;
+            let stored = versions.get(version_key.as_slice()).map_err(storage("look for a version"))?;
+            let stored = stored.map(|value| parse(value.value(), || "a version".to_owned())).transpose()?;
+            let record = match stored {
+                Some(record) => record,
+                None => {
+                    let value = to_json(&record, "a version")?;
+                    versions.insert(version_key.as_slice(), value.as_slice()).map_err(storage("write a version"))?;
+                    put_content(transaction, &content_key, &referrer, &component)?;
+                    record
+                }
+            };
+            let mut workflows = transaction.open_table(WORKFLOWS).map_err(storage("open the workflows"))?;
+            let known = workflows.get(workflow_key.as_slice()).map_err(storage("look for a workflow"))?;
+            let known =
+                known.map(|value| parse::<WorkflowRecord>(value.value(), || "a workflow".to_owned())).transpose()?;
+            let created_at = known.map_or(at, |known| known.created_at);
+            let workflow = WorkflowRecord { name, latest: record.version, created_at, updated_at: at };
+            let value = to_json(&workflow, "a workflow")?;
+            workflows.insert(workflow_key.as_slice(), value.as_slice()).map_err(storage("write a workflow"))?;
+            Ok(record)
+        })
+        .await
+    }
+
+    /// A workflow.
+    pub fn workflow(&self, tenant: &TenantId, name: &WorkflowName) -> Result<Option<WorkflowRecord>, JournalError> {
+        self.one(WORKFLOWS, &keys::workflow(tenant, name))
+    }
+
+    /// A tenant's workflows, by name.
+    pub fn workflows(&self, tenant: &TenantId) -> Result<Vec<WorkflowRecord>, JournalError> {
+        self.all(WORKFLOWS, keys::of_tenant(tenant))
+    }
+
+    /// A version.
+    pub fn version(
+        &self,
+        tenant: &TenantId,
+        name: &WorkflowName,
+        version: &Digest,
+    ) -> Result<Option<VersionRecord>, JournalError> {
+        self.one(VERSIONS, &keys::version(tenant, name, version))
+    }
+
+    /// The versions of a workflow, by digest.
+    pub fn versions(&self, tenant: &TenantId, name: &WorkflowName) -> Result<Vec<VersionRecord>, JournalError> {
+        self.all(VERSIONS, keys::starting_with(keys::workflow(tenant, name)))
+    }
+
+    /// The bytes of a version's component.
+    pub fn component(&self, tenant: &TenantId, version: &Digest) -> Result<Option<Bytes>, JournalError> {
+        self.content(tenant, version)
+    }
+
+    fn one<T: DeserializeOwned>(&self, table: Bytes2Bytes, key: &[u8]) -> Result<Option<T>, JournalError> {
+        let name = table.name().to_owned();
+        let what = || format!("an entry of {name}");
+        let table = self.reader()?.open_table(table).map_err(storage("open a table"))?;
+        let found = table.get(key).map_err(storage("read an entry"))?;
+        found.map(|value| parse(value.value(), what)).transpose()
+    }
+
+    fn all<T: DeserializeOwned>(
+        &self,
+        table: Bytes2Bytes,
+        range: std::ops::Range<Vec<u8>>,
+    ) -> Result<Vec<T>, JournalError> {
+        let name = table.name().to_owned();
+        let what = || format!("an entry of {name}");
+        let table = self.reader()?.open_table(table).map_err(storage("open a table"))?;
+        let entries = table.range(range.start.as_slice()..range.end.as_slice()).map_err(storage("list entries"))?;
+        entries
+            .map(|entry| {
+                let (_, value) = entry.map_err(storage("list entries"))?;
+                parse(value.value(), what)
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,239 @@
+//! Where events live.
+//!
+//! Owns: the order of each run's events, their durability, and the projections that are kept with them (run
+//! summaries, the list of unfinished runs, idempotency keys, stored content).
+//! Does not: decide anything, or know what an event means beyond its status change.
+//! Keeps: after [`Journal::append`] has answered, its events are on disk, numbered without gaps, once; and when two
+//! writers race for a run, one of them is refused.
+//!
+//! [`Journal`] is the small trait that the driver and the streams see. It asks for no transaction across runs and
+//! for no local order beyond one run, so that a replicated log can stand behind it as well. [`redb`] is the
+//! implementation: one file, one writer thread, one fsync for all that waits ([`writer`]).
+//! [`catalog`] keeps what is not a run in the same file: tenants, keys, workflows, versions.
+
+pub mod catalog;
+mod keys;
+mod record;
+pub mod redb;
+mod retention;
+mod tails;
+mod writer;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use serde::{Deserialize, Serialize};
+use stepwell_core::{Digest, Event, Recorded, RunId, RunKey, RunStatus, Seq, TenantId, Timestamp, WorkflowName};
+
+pub use self::redb::RedbJournal;
+pub use self::tails::{Tail, TailState};
+
+/// How long an idempotency key answers with the run it started: 24 hours.
+pub const IDEMPOTENCY_TTL_MS: u64 = 24 * 60 * 60 * 1000;
+
+/// Events that go to disk together, or not at all.
+#[derive(Debug, Clone)]
+pub struct Batch {
+    /// When they were decided.
+    pub at: Timestamp,
+    /// The events, at least one.
+    pub events: Vec<Event>,
+    /// Content that they refer to and that may not be stored yet.
+    pub contents: Vec<Content>,
+    /// What the run's summary says once they are on disk; `None` leaves it as it is.
+    pub summary: Option<RunSummary>,
+}
+
+/// Bytes that an event refers to by their hash.
+#[derive(Debug, Clone)]
+pub struct Content {
+    /// SHA-256 of the bytes.
+    pub sha256: Digest,
+    /// The bytes.
+    pub bytes: Bytes,
+}
+
+/// What is known of a run without reading its events. A projection: it changes in the same write as the event that
+/// changes it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunSummary {
+    /// The workflow's name.
+    pub workflow: WorkflowName,
+    /// The version the run is pinned to.
+    pub version: Digest,
+    /// Where the run stands.
+    pub status: RunStatus,
+    /// When it was accepted.
+    pub created_at: Timestamp,
+    /// When its first steps became due.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<Timestamp>,
+    /// When it ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_at: Option<Timestamp>,
+    /// The number of the event that brought it where it stands.
+    pub status_seq: Seq,
+}
+
+/// A client's promise that two requests are the same one.
+#[derive(Debug, Clone)]
+pub struct IdempotencyKey {
+    /// What the client sent. Scoped to the tenant and the workflow.
+    pub key: String,
+    /// Hash of all that must be the same in a repetition.
+    pub fingerprint: Digest,
+}
+
+/// The answer to a create.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Created {
+    /// The run exists now.
+    New,
+    /// The same key has started this run before.
+    Existing(RunId),
+}
+
+/// Which runs to list.
+#[derive(Debug, Clone, Default)]
+pub struct RunFilter {
+    /// Only runs of this workflow.
+    pub workflow: Option<WorkflowName>,
+    /// Only runs with this status.
+    pub status: Option<RunStatus>,
+    /// Only runs older than this one.
+    pub before: Option<RunId>,
+}
+
+/// A page of runs, newest first.
+#[derive(Debug, Clone)]
+pub struct RunPage {
+    /// The runs.
+    pub runs: Vec<(RunId, RunSummary)>,
+    /// Where the next page starts; `None` when there is none. A filter that matches little can make a page short
+    /// or empty though more follow.
+    pub next: Option<RunId>,
+}
+
+/// What can go wrong in the journal.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum JournalError {
+    /// Another writer was first.
+    #[error("{run} is at event {found}, not at {expected}: another writer was first")]
+    Fenced {
+        /// The run.
+        run: RunKey,
+        /// The last event the writer knew of.
+        expected: Seq,
+        /// The last event there is.
+        found: Seq,
+    },
+    /// The idempotency key was used for another request.
+    #[error("the idempotency key was used for another request")]
+    IdempotencyMismatch,
+    /// Stored bytes do not read as what they should be.
+    #[error("{what} is damaged: {reason}")]
+    Damaged {
+        /// What was read.
+        what: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The file has a format that this program does not know.
+    #[error("the journal has format {found}, this program knows format {known}")]
+    UnknownFormat {
+        /// The file's.
+        found: u64,
+        /// Ours.
+        known: u64,
+    },
+    /// The storage failed.
+    #[error("the journal could not {operation}")]
+    Storage {
+        /// What was attempted.
+        operation: &'static str,
+        /// Why it failed.
+        #[source]
+        source: Arc<::redb::Error>,
+    },
+    /// The writer has stopped, after a failed write or on the way down. Nothing is written any more.
+    #[error("the journal does not accept writes any more")]
+    Closed,
+}
+
+/// Where a run's events live.
+pub trait Journal: Send + Sync + 'static {
+    /// Records the first events of a run.
+    ///
+    /// Before: nothing is known of the run. After `Ok(New)`: its events are on disk, it is among the unfinished, and
+    /// the idempotency key, if any, answers with it for [`IDEMPOTENCY_TTL_MS`]. After `Ok(Existing)` and after an
+    /// error nothing has changed.
+    fn create(
+        &self,
+        key: &RunKey,
+        batch: Batch,
+        idempotency: Option<IdempotencyKey>,
+    ) -> BoxFuture<'_, Result<Created, JournalError>>;
+
+    /// Records the next events of a run.
+    ///
+    /// Before: the run's last event is `last_seq`; otherwise [`JournalError::Fenced`], and nothing has changed.
+    /// After `Ok`: the events are on disk as `last_seq + 1` and following, in this order, and every
+    /// [`tail`](Self::tail) says so. After any other error it is not known whether they are: read again.
+    fn append(&self, key: &RunKey, last_seq: Seq, batch: Batch) -> BoxFuture<'_, Result<(), JournalError>>;
+
+    /// The events of a run after `after`, oldest first, until `bytes_max` of stored events are exceeded; empty when
+    /// there are none, and for a run that does not exist.
+    fn read(&self, key: &RunKey, after: Seq, bytes_max: usize) -> Result<Vec<Recorded>, JournalError>;
+
+    /// Follows how far a run's journal goes. The first value is the state at some moment after the call: whoever
+    /// reads the journal afterwards and then waits for the tail to move misses nothing.
+    fn tail(&self, key: &RunKey) -> Result<Tail, JournalError>;
+
+    /// What is known of a run without reading its events.
+    fn summary(&self, key: &RunKey) -> Result<Option<RunSummary>, JournalError>;
+
+    /// A tenant's runs, newest first, at most `limit`.
+    fn runs(&self, tenant: &TenantId, filter: &RunFilter, limit: usize) -> Result<RunPage, JournalError>;
+
+    /// Runs that have not ended, at most `limit`, after `after` in the order of keys.
+    fn unfinished(&self, after: Option<&RunKey>, limit: usize) -> Result<Vec<RunKey>, JournalError>;
+
+    /// Content that some event of the tenant refers to.
+    fn content(&self, tenant: &TenantId, sha256: &Digest) -> Result<Option<Bytes>, JournalError>;
+}
+
+impl RunSummary {
+    /// The summary after these events, if one of them changes it. `first_seq` is the number of the first of them;
+    /// `before` is `None` for the first events of a run.
+    #[must_use]
+    pub fn after(before: Option<&Self>, first_seq: Seq, at: Timestamp, events: &[Event]) -> Option<Self> {
+        let mut summary = before.cloned();
+        let mut changed = false;
+        for (seq, event) in (first_seq..).zip(events) {
+            if let Event::RunQueued { workflow, version, .. } = event {
+                summary = Some(Self {
+                    workflow: workflow.clone(),
+                    version: *version,
+                    status: RunStatus::Queued,
+                    created_at: at,
+                    started_at: None,
+                    ended_at: None,
+                    status_seq: seq,
+                });
+            }
+            if let (Some(status), Some(summary)) = (RunStatus::after(event), summary.as_mut()) {
+                changed = true;
+                summary.status = status;
+                summary.status_seq = seq;
+                if matches!(event, Event::RunStarted {}) {
+                    summary.started_at = Some(at);
+                }
+                if status.is_terminal() {
+                    summary.ended_at = Some(at);
+                }
+            }
+        }
+        summary.filter(|_| changed)
+    }
+}

@@ -1,0 +1,304 @@
+//! The journal in one file on this machine.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use ::redb::{
+    Database, ReadTransaction, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition, WriteTransaction,
+};
+use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use sha2::{Digest as _, Sha256};
+use stepwell_core::{Digest, Recorded, RunId, RunKey, Seq, TenantId};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::tails::{Tail, TailState, Tails};
+use super::writer::{self, Append, CONTENTS, Idempotency, RECORDS, RUNS, Request, UNFINISHED, Writer};
+use super::{Batch, Created, IdempotencyKey, Journal, JournalError, RunFilter, RunPage, RunSummary, keys, record};
+
+/// Pages of the file that are kept in memory. What is not in here is most likely in the system's own cache.
+const CACHE_BYTES: usize = 256 << 20;
+/// The format of the file; see `docs/journal.md`.
+const FORMAT: u64 = 1;
+/// Run summaries that one listing reads at most, whatever its filter matches.
+const RUNS_SCANNED_MAX: usize = 10_000;
+
+/// "format" → [`FORMAT`], and other facts about the file itself.
+const META: TableDefinition<'static, &'static str, &'static [u8]> = TableDefinition::new("meta");
+
+/// The journal in a redb file. Dropping it waits until what was accepted is written.
+#[derive(Debug)]
+pub struct RedbJournal {
+    database: Arc<Database>,
+    tails: Arc<Tails>,
+    // Both are taken on drop: the writer stops when the last sender is gone.
+    requests: Option<mpsc::Sender<Request>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+    broken: watch::Receiver<bool>,
+    secret: [u8; 32],
+}
+
+/// Wraps what the storage said with what was attempted.
+pub(super) fn storage<E: Into<::redb::Error>>(operation: &'static str) -> impl FnOnce(E) -> JournalError {
+    move |error| JournalError::Storage { operation, source: Arc::new(error.into()) }
+}
+
+impl RedbJournal {
+    /// Opens the file, or makes it.
+    pub fn open(path: &Path) -> Result<Self, JournalError> {
+        let database = Database::builder().set_cache_size(CACHE_BYTES).create(path);
+        Self::start(database.map_err(storage("open its file"))?)
+    }
+
+    /// Opens a journal on other storage. For tests that break it.
+    pub fn open_backend(backend: impl StorageBackend) -> Result<Self, JournalError> {
+        let database = Database::builder().set_cache_size(CACHE_BYTES).create_with_backend(backend);
+        Self::start(database.map_err(storage("open its storage"))?)
+    }
+
+    fn start(database: Database) -> Result<Self, JournalError> {
+        let secret = prepare(&database)?;
+        let database = Arc::new(database);
+        let tails = Tails::new();
+        let (requests, queue) = mpsc::channel(writer::QUEUE_LEN);
+        let (broken_sender, broken) = watch::channel(false);
+        let writer = Writer::new(Arc::clone(&database), Arc::clone(&tails), broken_sender);
+        let thread = std::thread::Builder::new().name("journal".to_owned()).spawn(move || writer.run(queue));
+        let thread = thread.map_err(|error| storage("start its writer")(::redb::Error::Io(error)))?;
+        Ok(Self { database, tails, requests: Some(requests), thread: Mutex::new(Some(thread)), broken, secret })
+    }
+
+    /// A secret of this installation, made with the file: what the host signs its own files with.
+    #[must_use]
+    pub fn secret(&self) -> &[u8; 32] {
+        &self.secret
+    }
+
+    /// Waits until the journal has failed for good. The process should then end and be started anew.
+    pub async fn broken(&self) {
+        let mut broken = self.broken.clone();
+        if broken.wait_for(|broken| *broken).await.is_err() {
+            // The writer has stopped without failing: the journal is on its way down.
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Whether the journal accepts writes.
+    #[must_use]
+    pub fn is_writable(&self) -> bool {
+        !*self.broken.borrow()
+    }
+
+    pub(super) fn reader(&self) -> Result<ReadTransaction, JournalError> {
+        self.database.begin_read().map_err(storage("begin a read"))
+    }
+
+    /// Writes something that is no run, in the order of all other writes.
+    pub(super) async fn write<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&WriteTransaction) -> Result<T, JournalError> + Send + 'static,
+    ) -> Result<T, JournalError> {
+        let (reply, answer) = oneshot::channel();
+        let work = Box::new(move |transaction: &WriteTransaction| {
+            let value = work(transaction)?;
+            let settle = Box::new(move |result: Result<(), JournalError>| drop(reply.send(result.map(|()| value))));
+            Ok(settle as writer::Settle)
+        });
+        self.send(Request::Work(work), answer).await
+    }
+
+    async fn send<T>(
+        &self,
+        request: Request,
+        answer: oneshot::Receiver<Result<T, JournalError>>,
+    ) -> Result<T, JournalError> {
+        let requests = self.requests.as_ref().ok_or(JournalError::Closed)?;
+        requests.send(request).await.map_err(|_| JournalError::Closed)?;
+        answer.await.map_err(|_| JournalError::Closed)?
+    }
+}
+
+impl Drop for RedbJournal {
+    fn drop(&mut self) {
+        self.requests = None;
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if thread.is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("the journal's writer panicked");
+        }
+    }
+}
+
+/// Checks the format, or writes it into a new file together with all tables and a secret.
+fn prepare(database: &Database) -> Result<[u8; 32], JournalError> {
+    let failed = || storage("prepare its file");
+    let transaction = database.begin_write().map_err(storage("begin a write"))?;
+    let secret = {
+        let mut meta = transaction.open_table(META).map_err(storage("prepare its file"))?;
+        let number = |value: &[u8]| value.try_into().map(u64::from_be_bytes).unwrap_or(0);
+        let found = meta.get("format").map_err(failed())?.map(|value| number(value.value()));
+        if let Some(found) = found.filter(|found| *found != FORMAT) {
+            return Err(JournalError::UnknownFormat { found, known: FORMAT });
+        }
+        meta.insert("format", FORMAT.to_be_bytes().as_slice()).map_err(failed())?;
+        let stored = meta.get("secret").map_err(failed())?.and_then(|value| <[u8; 32]>::try_from(value.value()).ok());
+        match stored {
+            Some(secret) => secret,
+            None => {
+                let secret = crate::clock::random_bytes::<32>();
+                meta.insert("secret", secret.as_slice()).map_err(failed())?;
+                secret
+            }
+        }
+    };
+    // A table that exists can be read without asking whether it does.
+    for table in writer::TABLES.iter().chain(super::catalog::TABLES) {
+        transaction.open_table(*table).map_err(storage("prepare its file"))?;
+    }
+    transaction.commit().map_err(storage("prepare its file"))?;
+    Ok(secret)
+}
+
+impl Journal for RedbJournal {
+    fn create(
+        &self,
+        key: &RunKey,
+        batch: Batch,
+        idempotency: Option<IdempotencyKey>,
+    ) -> BoxFuture<'_, Result<Created, JournalError>> {
+        let at = batch.at;
+        let append = encode(key.clone(), 0, batch);
+        let tenant = key.tenant.clone();
+        async move {
+            let (append, workflow) = append?;
+            let idempotency = idempotency.zip(workflow).map(|(wanted, workflow)| {
+                let hash = Digest::from_bytes(Sha256::digest(wanted.key.as_bytes()).into());
+                Idempotency { key: keys::idempotency(&tenant, &workflow, &hash), wanted }
+            });
+            let (reply, answer) = oneshot::channel();
+            self.send(Request::Create { append, at, idempotency, reply }, answer).await
+        }
+        .boxed()
+    }
+
+    fn append(&self, key: &RunKey, last_seq: Seq, batch: Batch) -> BoxFuture<'_, Result<(), JournalError>> {
+        let append = encode(key.clone(), last_seq, batch);
+        async move {
+            let (reply, answer) = oneshot::channel();
+            self.send(Request::Append { append: append?.0, reply }, answer).await
+        }
+        .boxed()
+    }
+
+    fn read(&self, key: &RunKey, after: Seq, bytes_max: usize) -> Result<Vec<Recorded>, JournalError> {
+        let records = self.reader()?.open_table(RECORDS).map_err(storage("open the records"))?;
+        let (first, last) = (keys::record(key, after.saturating_add(1)), keys::record(key, Seq::MAX));
+        let range = records.range(first.as_slice()..=last.as_slice()).map_err(storage("read a run"))?;
+        let mut found = Vec::new();
+        let mut size = 0;
+        for entry in range {
+            let (key, value) = entry.map_err(storage("read a run"))?;
+            size += value.value().len();
+            let recorded = record::decode(value.value(), writer::seq_of(key.value())?)?;
+            found.extend(recorded.into_iter().filter(|recorded| recorded.seq > after));
+            if size > bytes_max {
+                break;
+            }
+        }
+        Ok(found)
+    }
+
+    fn tail(&self, key: &RunKey) -> Result<Tail, JournalError> {
+        self.tails.follow(key, || {
+            let records = self.reader()?.open_table(RECORDS).map_err(storage("open the records"))?;
+            let last_seq = writer::head(&records, key)?;
+            let ended = self.summary(key)?.is_some_and(|s| s.status.is_terminal() && s.status_seq <= last_seq);
+            Ok(TailState { last_seq, ended })
+        })
+    }
+
+    fn summary(&self, key: &RunKey) -> Result<Option<RunSummary>, JournalError> {
+        let runs = self.reader()?.open_table(RUNS).map_err(storage("open the runs"))?;
+        let found = runs.get(keys::run(key).as_slice()).map_err(storage("read a run's summary"))?;
+        found.map(|value| parse(value.value(), || format!("the summary of {key}"))).transpose()
+    }
+
+    fn runs(&self, tenant: &TenantId, filter: &RunFilter, limit: usize) -> Result<RunPage, JournalError> {
+        let runs = self.reader()?.open_table(RUNS).map_err(storage("open the runs"))?;
+        let mut range = keys::of_tenant(tenant);
+        if let Some(before) = filter.before {
+            range.end = keys::run(&RunKey { tenant: tenant.clone(), run: before });
+        }
+        let mut page = RunPage { runs: Vec::new(), next: None };
+        let entries = runs.range(range.start.as_slice()..range.end.as_slice()).map_err(storage("list runs"))?;
+        let mut last: Option<RunId> = None;
+        for (scanned, entry) in entries.rev().enumerate() {
+            let (key, value) = entry.map_err(storage("list runs"))?;
+            if scanned == RUNS_SCANNED_MAX || page.runs.len() == limit {
+                page.next = last;
+                break;
+            }
+            let Some(RunKey { run, .. }) = keys::parse_run(key.value()) else { continue };
+            last = Some(run);
+            let summary: RunSummary = parse(value.value(), || format!("the summary of {tenant}/{run}"))?;
+            let matches = filter.workflow.as_ref().is_none_or(|workflow| *workflow == summary.workflow)
+                && filter.status.is_none_or(|status| status == summary.status);
+            if matches {
+                page.runs.push((run, summary));
+            }
+        }
+        Ok(page)
+    }
+
+    fn unfinished(&self, after: Option<&RunKey>, limit: usize) -> Result<Vec<RunKey>, JournalError> {
+        let unfinished = self.reader()?.open_table(UNFINISHED).map_err(storage("open the unfinished runs"))?;
+        let mut start = after.map(keys::run).unwrap_or_default();
+        if after.is_some() {
+            start.push(0); // the next key there can be
+        }
+        let range = unfinished.range(start.as_slice()..).map_err(storage("list unfinished runs"))?;
+        let keys = range.take(limit).map(|entry| {
+            let (key, _) = entry.map_err(storage("list unfinished runs"))?;
+            keys::parse_run(key.value()).ok_or_else(|| JournalError::Damaged {
+                what: "the list of unfinished runs".to_owned(),
+                reason: "an entry names no run".to_owned(),
+            })
+        });
+        keys.collect()
+    }
+
+    fn content(&self, tenant: &TenantId, sha256: &Digest) -> Result<Option<Bytes>, JournalError> {
+        let contents = self.reader()?.open_table(CONTENTS).map_err(storage("open the contents"))?;
+        let found = contents.get(keys::content(tenant, sha256).as_slice()).map_err(storage("read content"))?;
+        Ok(found.map(|value| Bytes::copy_from_slice(value.value())))
+    }
+}
+
+/// A batch in the form the writer takes, and the workflow of a new run.
+fn encode(
+    key: RunKey,
+    last_seq: Seq,
+    batch: Batch,
+) -> Result<(Append, Option<stepwell_core::WorkflowName>), JournalError> {
+    let record = record::encode(&batch)?;
+    let ended = batch.events.last().is_some_and(stepwell_core::Event::is_terminal);
+    let workflow = batch.summary.as_ref().map(|summary| summary.workflow.clone());
+    let summary = batch.summary.as_ref().map(|summary| to_json(summary, "a run's summary")).transpose()?;
+    let events = batch.events.len() as u64;
+    Ok((Append { key, last_seq, events, record, contents: batch.contents, summary, ended }, workflow))
+}
+
+/// A stored value as JSON.
+pub(super) fn to_json(value: &impl serde::Serialize, what: &str) -> Result<Vec<u8>, JournalError> {
+    let damaged = |error: serde_json::Error| JournalError::Damaged { what: what.to_owned(), reason: error.to_string() };
+    serde_json::to_vec(value).map_err(damaged)
+}
+
+/// Reads back what [`to_json`] has written.
+pub(super) fn parse<T: serde::de::DeserializeOwned>(
+    bytes: &[u8],
+    what: impl FnOnce() -> String,
+) -> Result<T, JournalError> {
+    serde_json::from_slice(bytes).map_err(|error| JournalError::Damaged { what: what(), reason: error.to_string() })
+}

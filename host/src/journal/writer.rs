@@ -1,0 +1,382 @@
+//! The one writer: a thread that drains the queue of writes into one transaction and one fsync, then acknowledges
+//! them all. Under low load a write commits at once; under load everything that came during the last fsync shares
+//! the next one.
+//!
+//! After a failed transaction it writes nothing any more: what is on disk is then unknown, and only opening the
+//! file again can tell. Every request is answered with [`JournalError::Closed`] from there on.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use ::redb::{Database, ReadableTable, TableDefinition, WriteTransaction};
+use bytes::Bytes;
+use stepwell_core::{RunId, RunKey, Seq, Timestamp};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::redb::storage;
+use super::tails::{TailState, Tails};
+use super::{Content, Created, IDEMPOTENCY_TTL_MS, IdempotencyKey, JournalError, keys};
+
+/// Writes waiting for the writer before senders wait for room. More than any sensible number of runs moving at once,
+/// so that it bounds memory without shaping the load.
+pub(super) const QUEUE_LEN: usize = 8 * 1024;
+/// Bytes after which a transaction takes no further write: keeps one fsync short (a few milliseconds).
+const TRANSACTION_BYTES_MAX: usize = 4 << 20;
+/// Runs whose last event the writer remembers. It asks the table for the others.
+const HEADS_MAX: usize = 64 * 1024;
+
+pub(super) type Bytes2Bytes = TableDefinition<'static, &'static [u8], &'static [u8]>;
+/// (tenant, run, last seq) → record.
+pub(super) const RECORDS: Bytes2Bytes = TableDefinition::new("records");
+/// (tenant, run) → summary.
+pub(super) const RUNS: Bytes2Bytes = TableDefinition::new("runs");
+/// (tenant, run) of each run that has not ended.
+pub(super) const UNFINISHED: Bytes2Bytes = TableDefinition::new("unfinished");
+/// (tenant, workflow, SHA-256 of the key) → time, run, fingerprint.
+pub(super) const IDEMPOTENCY: Bytes2Bytes = TableDefinition::new("idempotency");
+/// (time, idempotency key) of each entry of the former, oldest first.
+pub(super) const IDEMPOTENCY_BY_TIME: Bytes2Bytes = TableDefinition::new("idempotency_by_time");
+/// (tenant, SHA-256) → content.
+pub(super) const CONTENTS: Bytes2Bytes = TableDefinition::new("contents");
+/// (tenant, SHA-256, run): a run refers to content.
+pub(super) const CONTENT_RUNS: Bytes2Bytes = TableDefinition::new("content_runs");
+/// (tenant, run, SHA-256): the same, by run.
+pub(super) const RUN_CONTENTS: Bytes2Bytes = TableDefinition::new("run_contents");
+
+/// All of them.
+pub(super) const TABLES: &[Bytes2Bytes] =
+    &[RECORDS, RUNS, UNFINISHED, IDEMPOTENCY, IDEMPOTENCY_BY_TIME, CONTENTS, CONTENT_RUNS, RUN_CONTENTS];
+
+/// An append, encoded by whoever asks for it, so that the writer only writes.
+pub(super) struct Append {
+    pub(super) key: RunKey,
+    pub(super) last_seq: Seq,
+    pub(super) events: u64,
+    pub(super) record: Vec<u8>,
+    pub(super) contents: Vec<Content>,
+    pub(super) summary: Option<Vec<u8>>,
+    pub(super) ended: bool,
+}
+
+/// Something else to write, which then says what to do once it is, or is not, on disk. An error means that the
+/// storage has failed; a refusal of any other kind is part of what it settles with.
+pub(super) type Work = Box<dyn FnOnce(&WriteTransaction) -> Result<Settle, JournalError> + Send>;
+pub(super) type Settle = Box<dyn FnOnce(Result<(), JournalError>) + Send>;
+
+pub(super) enum Request {
+    Append {
+        append: Append,
+        reply: oneshot::Sender<Result<(), JournalError>>,
+    },
+    Create {
+        append: Append,
+        at: Timestamp,
+        idempotency: Option<Idempotency>,
+        reply: oneshot::Sender<Result<Created, JournalError>>,
+    },
+    Work(Work),
+}
+
+/// An idempotency key as it is stored.
+pub(super) struct Idempotency {
+    pub(super) key: Vec<u8>,
+    pub(super) wanted: IdempotencyKey,
+}
+
+pub(super) struct Writer {
+    database: Arc<Database>,
+    tails: Arc<Tails>,
+    heads: HashMap<RunKey, Seq>,
+    broken: watch::Sender<bool>,
+}
+
+impl Writer {
+    pub(super) fn new(database: Arc<Database>, tails: Arc<Tails>, broken: watch::Sender<bool>) -> Self {
+        Self { database, tails, heads: HashMap::new(), broken }
+    }
+
+    /// Writes until every sender is gone.
+    pub(super) fn run(mut self, mut requests: mpsc::Receiver<Request>) {
+        while let Some(first) = requests.blocking_recv() {
+            if let Err(error) = self.transact(first, &mut requests) {
+                tracing::error!(error = error_chain(&error), "the journal has failed and accepts no writes any more");
+                self.broken.send_replace(true);
+                // Dropping the queue answers everyone who waits in it.
+                return;
+            }
+        }
+    }
+
+    fn transact(&mut self, first: Request, requests: &mut mpsc::Receiver<Request>) -> Result<(), JournalError> {
+        let mut settled = Vec::new();
+        let result = self.write_all(first, requests, &mut settled);
+        for settle in settled {
+            settle.finish(&self.tails, result.clone());
+        }
+        result
+    }
+
+    fn write_all(
+        &mut self,
+        first: Request,
+        requests: &mut mpsc::Receiver<Request>,
+        settled: &mut Vec<Settled>,
+    ) -> Result<(), JournalError> {
+        let transaction = self.database.begin_write().map_err(storage("begin a write"))?;
+        let mut next = Some(first);
+        let mut size = 0;
+        let mut tables = None;
+        while let Some(request) = next.take() {
+            match request {
+                Request::Append { append, reply } => {
+                    size += append.size();
+                    let tables = RunTables::once(&mut tables, &transaction)?;
+                    match self.append(tables, &append)? {
+                        Ok(()) => settled.push(Settled::Append { tail: append.tail(), key: append.key, reply }),
+                        Err(refused) => drop(reply.send(Err(refused))),
+                    }
+                }
+                Request::Create { append, at, idempotency, reply } => {
+                    size += append.size();
+                    match reserve(&transaction, &append.key.run, at, idempotency)? {
+                        Ok(Created::New) => {
+                            let tables = RunTables::once(&mut tables, &transaction)?;
+                            match self.append(tables, &append)? {
+                                Ok(()) => settled.push(Settled::Create { tail: append.tail(), key: append.key, reply }),
+                                Err(refused) => drop(reply.send(Err(refused))),
+                            }
+                        }
+                        Ok(existing) => settled.push(Settled::Existing { existing, reply }),
+                        Err(refused) => drop(reply.send(Err(refused))),
+                    }
+                }
+                Request::Work(work) => {
+                    tables = None; // a table can be open only once, and this may open any
+                    settled.push(Settled::Work(work(&transaction)?));
+                }
+            }
+            if size < TRANSACTION_BYTES_MAX {
+                next = requests.try_recv().ok();
+            }
+        }
+        drop(tables);
+        transaction.commit().map_err(storage("commit"))
+    }
+
+    /// The fence, and the write behind it. The inner error refuses this append alone.
+    fn append(
+        &mut self,
+        tables: &mut RunTables<'_>,
+        append: &Append,
+    ) -> Result<Result<(), JournalError>, JournalError> {
+        let found = match self.heads.get(&append.key) {
+            Some(head) => *head,
+            None => tables.head(&append.key)?,
+        };
+        if found != append.last_seq {
+            return Ok(Err(JournalError::Fenced { run: append.key.clone(), expected: append.last_seq, found }));
+        }
+        let last_seq = found + append.events;
+        tables.write(append, found == 0, last_seq)?;
+        if append.ended {
+            self.heads.remove(&append.key);
+        } else {
+            if self.heads.len() >= HEADS_MAX {
+                self.heads.clear();
+            }
+            self.heads.insert(append.key.clone(), last_seq);
+        }
+        Ok(Ok(()))
+    }
+}
+
+impl Append {
+    fn size(&self) -> usize {
+        self.record.len() + self.contents.iter().map(|content| content.bytes.len()).sum::<usize>()
+    }
+
+    fn tail(&self) -> TailState {
+        TailState { last_seq: self.last_seq + self.events, ended: self.ended }
+    }
+}
+
+/// What to tell whom once the transaction is on disk.
+enum Settled {
+    Append { key: RunKey, tail: TailState, reply: oneshot::Sender<Result<(), JournalError>> },
+    Create { key: RunKey, tail: TailState, reply: oneshot::Sender<Result<Created, JournalError>> },
+    Existing { existing: Created, reply: oneshot::Sender<Result<Created, JournalError>> },
+    Work(Settle),
+}
+
+impl Settled {
+    fn finish(self, tails: &Tails, result: Result<(), JournalError>) {
+        // A receiver that is gone has lost interest; what was written stays written.
+        match self {
+            Self::Append { key, tail, reply } => {
+                if result.is_ok() {
+                    tails.moved(&key, tail);
+                }
+                drop(reply.send(result));
+            }
+            Self::Create { key, tail, reply } => {
+                if result.is_ok() {
+                    tails.moved(&key, tail);
+                }
+                drop(reply.send(result.map(|()| Created::New)));
+            }
+            Self::Existing { existing, reply } => drop(reply.send(result.map(|()| existing))),
+            Self::Work(settle) => settle(result),
+        }
+    }
+}
+
+type Table<'t> = ::redb::Table<'t, &'static [u8], &'static [u8]>;
+
+/// The tables that appends write to.
+struct RunTables<'t> {
+    transaction: &'t WriteTransaction,
+    records: Table<'t>,
+    runs: Table<'t>,
+    unfinished: Table<'t>,
+}
+
+impl<'t> RunTables<'t> {
+    /// Opens the tables for the first append of a transaction; the others share them.
+    fn once<'a>(slot: &'a mut Option<Self>, transaction: &'t WriteTransaction) -> Result<&'a mut Self, JournalError> {
+        match slot {
+            Some(tables) => Ok(tables),
+            None => Ok(slot.insert(Self {
+                transaction,
+                records: transaction.open_table(RECORDS).map_err(storage("open the records"))?,
+                runs: transaction.open_table(RUNS).map_err(storage("open the runs"))?,
+                unfinished: transaction.open_table(UNFINISHED).map_err(storage("open the unfinished runs"))?,
+            })),
+        }
+    }
+
+    fn head(&self, key: &RunKey) -> Result<Seq, JournalError> {
+        head(&self.records, key)
+    }
+
+    fn write(&mut self, append: &Append, first: bool, last_seq: Seq) -> Result<(), JournalError> {
+        let key = &append.key;
+        let run = keys::run(key);
+        self.records
+            .insert(keys::record(key, last_seq).as_slice(), append.record.as_slice())
+            .map_err(storage("write a record"))?;
+        if let Some(summary) = &append.summary {
+            self.runs.insert(run.as_slice(), summary.as_slice()).map_err(storage("write a run"))?;
+        }
+        if first && !append.ended {
+            self.unfinished.insert(run.as_slice(), [].as_slice()).map_err(storage("write an unfinished run"))?;
+        } else if append.ended {
+            self.unfinished.remove(run.as_slice()).map_err(storage("remove an unfinished run"))?;
+        }
+        for content in &append.contents {
+            let mut table = self.transaction.open_table(RUN_CONTENTS).map_err(storage("open the references"))?;
+            table
+                .insert(keys::run_content(key, &content.sha256).as_slice(), [].as_slice())
+                .map_err(storage("write a reference"))?;
+            let by = keys::content_run(key, &content.sha256);
+            put_content(self.transaction, &keys::content(&key.tenant, &content.sha256), &by, &content.bytes)?;
+        }
+        Ok(())
+    }
+}
+
+/// Stores content once, and who refers to it.
+pub(super) fn put_content(
+    transaction: &WriteTransaction,
+    key: &[u8],
+    referrer: &[u8],
+    bytes: &Bytes,
+) -> Result<(), JournalError> {
+    let mut contents = transaction.open_table(CONTENTS).map_err(storage("open the contents"))?;
+    let known = contents.get(key).map_err(storage("look for content"))?.is_some();
+    if !known {
+        contents.insert(key, bytes.as_ref()).map_err(storage("write content"))?;
+    }
+    let mut referrers = transaction.open_table(CONTENT_RUNS).map_err(storage("open the references"))?;
+    referrers.insert(referrer, [].as_slice()).map_err(storage("write a reference"))?;
+    Ok(())
+}
+
+/// The last event of a run; 0 when it has none.
+pub(super) fn head(
+    records: &impl ReadableTable<&'static [u8], &'static [u8]>,
+    key: &RunKey,
+) -> Result<Seq, JournalError> {
+    let (first, last) = (keys::record(key, 0), keys::record(key, Seq::MAX));
+    let mut range = records.range(first.as_slice()..=last.as_slice()).map_err(storage("look for a run's end"))?;
+    let Some(entry) = range.next_back() else { return Ok(0) };
+    let (found, _) = entry.map_err(storage("look for a run's end"))?;
+    seq_of(found.value())
+}
+
+/// The number at the end of a record's key.
+pub(super) fn seq_of(record_key: &[u8]) -> Result<Seq, JournalError> {
+    let bytes = record_key.last_chunk::<8>();
+    bytes.map(|bytes| Seq::from_be_bytes(*bytes)).ok_or_else(|| JournalError::Damaged {
+        what: "the key of a record".to_owned(),
+        reason: "it is too short".to_owned(),
+    })
+}
+
+/// Looks an idempotency key up and reserves it for this run when it is free.
+fn reserve(
+    transaction: &WriteTransaction,
+    run: &RunId,
+    at: Timestamp,
+    idempotency: Option<Idempotency>,
+) -> Result<Result<Created, JournalError>, JournalError> {
+    let Some(Idempotency { key, wanted }) = idempotency else { return Ok(Ok(Created::New)) };
+    let mut table = transaction.open_table(IDEMPOTENCY).map_err(storage("open the idempotency keys"))?;
+    let stored = table.get(key.as_slice()).map_err(storage("look for an idempotency key"))?;
+    if let Some(entry) = stored.and_then(|value| IdempotencyEntry::decode(value.value())) {
+        if at.millis_since(entry.at) < IDEMPOTENCY_TTL_MS {
+            let same = entry.fingerprint == *wanted.fingerprint.as_bytes();
+            return Ok(if same { Ok(Created::Existing(entry.run)) } else { Err(JournalError::IdempotencyMismatch) });
+        }
+    }
+    let entry = IdempotencyEntry { at, run: *run, fingerprint: *wanted.fingerprint.as_bytes() };
+    table.insert(key.as_slice(), entry.encode().as_slice()).map_err(storage("write an idempotency key"))?;
+    let mut by_time = transaction.open_table(IDEMPOTENCY_BY_TIME).map_err(storage("open the idempotency keys"))?;
+    let timed = [at.as_millis().to_be_bytes().as_slice(), &key].concat();
+    by_time.insert(timed.as_slice(), [].as_slice()).map_err(storage("write an idempotency key"))?;
+    Ok(Ok(Created::New))
+}
+
+/// What an idempotency key answers with.
+pub(super) struct IdempotencyEntry {
+    pub(super) at: Timestamp,
+    run: RunId,
+    fingerprint: [u8; 32],
+}
+
+impl IdempotencyEntry {
+    fn encode(&self) -> Vec<u8> {
+        [self.at.as_millis().to_be_bytes().as_slice(), self.run.as_bytes(), &self.fingerprint].concat()
+    }
+
+    pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
+        let (at, rest) = bytes.split_first_chunk::<8>()?;
+        let (run, fingerprint) = rest.split_first_chunk::<16>()?;
+        Some(Self {
+            at: Timestamp::from_millis(u64::from_be_bytes(*at)),
+            run: RunId::from_bytes(*run),
+            fingerprint: fingerprint.try_into().ok()?,
+        })
+    }
+}
+
+/// An error with all that caused it, on one line.
+fn error_chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}

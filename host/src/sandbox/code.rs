@@ -1,0 +1,168 @@
+//! Compiled code: in memory for the versions that run, on disk for all that ever ran here.
+//!
+//! Keeps: nothing is loaded that this host did not write. A file carries a MAC made with this installation's secret,
+//! over its bytes, its version and the engine it is for; it is checked on the very bytes that are then loaded.
+
+use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::{self, Write};
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use hmac::{Hmac, Mac};
+use lru::LruCache;
+use sha2::Sha256;
+use stepwell_core::Digest;
+use tokio::sync::OnceCell;
+use wasmtime::Engine;
+use wasmtime::component::{Component, Linker};
+
+use super::attempt::AttemptState;
+use super::compile::CompileError;
+use super::generated::WorkflowPre;
+use super::{Sandbox, imports};
+
+/// Versions whose code is kept in memory, some megabytes each.
+const VERSIONS_IN_MEMORY: NonZeroUsize = NonZeroUsize::new(256).unwrap();
+const MAC_BYTES: usize = 32;
+
+/// Why code is not at hand.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum CodeError {
+    /// The component is not stored any more.
+    #[error("its component is gone")]
+    Gone,
+    /// It could not be compiled.
+    #[error("it could not be compiled: {0}")]
+    Compile(#[from] CompileError),
+    /// It does not fit the imports that the host offers.
+    #[error("it does not fit this host: {0}")]
+    Link(String),
+}
+
+pub(super) type Loaded = Arc<WorkflowPre<AttemptState>>;
+
+pub(super) struct Code {
+    engine: Engine,
+    linker: Linker<AttemptState>,
+    dir: PathBuf,
+    secret: [u8; 32],
+    // A cell for each version, so that many attempts of a version that is not loaded load it once.
+    loaded: Mutex<LruCache<Digest, Arc<OnceCell<Loaded>>>>,
+}
+
+impl Code {
+    pub(super) fn new(engine: &Engine, dir: PathBuf, secret: [u8; 32]) -> io::Result<Self> {
+        let linker = imports::linker(engine).map_err(io::Error::other)?;
+        // Another engine's code would not load; a folder of its own says so by name.
+        let mut hasher = DefaultHasher::new();
+        engine.precompile_compatibility_hash().hash(&mut hasher);
+        let dir = dir.join(format!("{:016x}", hasher.finish()));
+        fs::create_dir_all(&dir)?;
+        let loaded = Mutex::new(LruCache::new(VERSIONS_IN_MEMORY));
+        Ok(Self { engine: engine.clone(), linker, dir, secret, loaded })
+    }
+
+    /// The code of a version: from memory, from disk, or compiled anew.
+    pub(super) async fn load(
+        &self,
+        sandbox: &Sandbox,
+        version: Digest,
+        component: impl FnOnce() -> Option<Bytes> + Send,
+    ) -> Result<Loaded, CodeError> {
+        let cell = {
+            let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(loaded.get_or_insert(version, Arc::default))
+        };
+        let load = || async {
+            if let Some(component) = self.read(version) {
+                return self.link(&component);
+            }
+            let bytes = component().ok_or(CodeError::Gone)?;
+            let component = self.compile(sandbox, version, bytes).await?;
+            self.link(&component)
+        };
+        cell.get_or_try_init(load).await.cloned()
+    }
+
+    /// Compiles a component and keeps its code on disk. What cannot be kept is compiled again next time.
+    pub(super) async fn compile(
+        &self,
+        sandbox: &Sandbox,
+        version: Digest,
+        bytes: Bytes,
+    ) -> Result<Component, CodeError> {
+        let code = sandbox.compiler.compile(bytes).await?;
+        if let Err(error) = self.write(version, &code) {
+            tracing::warn!(%version, %error, "compiled code could not be kept on disk");
+        }
+        self.deserialize(&code).map_err(|error| CodeError::Link(format!("{error:#}")))
+    }
+
+    /// Binds a component to the host's imports.
+    pub(super) fn link(&self, component: &Component) -> Result<Loaded, CodeError> {
+        let failed = |error: wasmtime::Error| CodeError::Link(format!("{error:#}"));
+        let pre = self.linker.instantiate_pre(component).map_err(failed)?;
+        Ok(Arc::new(WorkflowPre::new(pre).map_err(failed)?))
+    }
+
+    fn read(&self, version: Digest) -> Option<Component> {
+        let path = self.path(version);
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "compiled code could not be read; it is compiled anew");
+                return None;
+            }
+        };
+        let signed = bytes.split_first_chunk::<MAC_BYTES>();
+        let code = signed.and_then(|(mac, code)| self.mac(version, code).verify_slice(mac).is_ok().then_some(code));
+        let Some(code) = code else {
+            tracing::warn!(path = %path.display(), "compiled code does not carry this host's signature; it is compiled anew");
+            return None;
+        };
+        match self.deserialize(code) {
+            Ok(component) => Some(component),
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "compiled code is for another engine; it is compiled anew");
+                None
+            }
+        }
+    }
+
+    fn write(&self, version: Digest, code: &[u8]) -> io::Result<()> {
+        let mut file = tempfile::NamedTempFile::new_in(&self.dir)?;
+        file.write_all(&self.mac(version, code).finalize().into_bytes())?;
+        file.write_all(code)?;
+        file.as_file().sync_data()?;
+        file.persist(self.path(version))?;
+        Ok(())
+    }
+
+    #[expect(unsafe_code, reason = "wasmtime cannot check compiled code; see the argument at the call")]
+    fn deserialize(&self, code: &[u8]) -> wasmtime::Result<Component> {
+        // SAFETY: `deserialize` runs whatever machine code it is given, so `code` must be what wasmtime has compiled,
+        // unchanged. It comes from one of two places. Either this host's compiling process has just written it to a pipe
+        // that nobody else holds; or it was read from disk and its MAC was verified, on these very bytes in memory and
+        // not on the file they came from, with a secret that is in this installation's journal alone, which only
+        // `write` signs with, and `write` signs nothing but the former. wasmtime itself refuses code of another version
+        // or configuration.
+        unsafe { Component::deserialize(&self.engine, code) }
+    }
+
+    fn path(&self, version: Digest) -> PathBuf {
+        self.dir.join(format!("{version}.cwasm"))
+    }
+
+    fn mac(&self, version: Digest, code: &[u8]) -> Hmac<Sha256> {
+        #[expect(clippy::expect_used, reason = "HMAC takes keys of any length")]
+        let mut mac = Hmac::<Sha256>::new_from_slice(&self.secret).expect("HMAC takes keys of any length");
+        mac.update(b"stepwell compiled code 1");
+        mac.update(version.as_bytes());
+        mac.update(code);
+        mac
+    }
+}

@@ -1,0 +1,126 @@
+//! Compiling in a process of its own, with limits on memory and time. A component that makes the compiler run for ever
+//! or out of memory costs that upload and nothing else.
+
+use std::io::{Read, Write};
+use std::path::PathBuf;
+use std::process::{ExitCode, Stdio};
+use std::time::Duration;
+
+use bytes::Bytes;
+use rustix::process::{Resource, Rlimit, setrlimit};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::process::Command;
+use tokio::sync::Semaphore;
+
+use super::engine;
+use super::limits::COMPONENT_BYTES_MAX;
+
+/// The subcommand under which the program compiles.
+pub const SUBCOMMAND: &str = "compile-component";
+/// Address space of a compiling process.
+const MEMORY_BYTES_MAX: u64 = 4 << 30;
+/// Processor time of a compiling process.
+const CPU_SECONDS_MAX: u64 = 60;
+/// Time that a compiling process may take.
+const TIMEOUT: Duration = Duration::from_secs(90);
+/// Compiled code of one component: some ten times the size of the largest one.
+const CODE_BYTES_MAX: u64 = 256 << 20;
+/// Bytes of an error message.
+const MESSAGE_BYTES_MAX: u64 = 4 << 10;
+/// The exit code that says: the component is at fault, and standard error says why.
+const EXIT_INVALID: u8 = 10;
+
+/// Why there is no code.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum CompileError {
+    /// The component is not valid, or uses what is not allowed.
+    #[error("{0}")]
+    Invalid(String),
+    /// The compiler was stopped or died over it.
+    #[error("compiling it took more than {CPU_SECONDS_MAX} s, or more than 4 GiB, or broke the compiler")]
+    Exceeded,
+    /// The compiler could not be run.
+    #[error("the compiler could not be run: {0}")]
+    Unavailable(String),
+}
+
+/// Starts compiling processes, one at a time: the rest of the machine is for the runs.
+#[derive(Debug)]
+pub(super) struct Compiler {
+    program: PathBuf,
+    turn: Semaphore,
+}
+
+impl Compiler {
+    pub(super) fn new(program: PathBuf) -> Self {
+        Self { program, turn: Semaphore::new(1) }
+    }
+
+    /// Compiled code for a component.
+    pub(super) async fn compile(&self, component: Bytes) -> Result<Vec<u8>, CompileError> {
+        let unavailable = |error: std::io::Error| CompileError::Unavailable(error.to_string());
+        let _turn = self.turn.acquire().await.map_err(|error| CompileError::Unavailable(error.to_string()))?;
+        let mut child = Command::new(&self.program)
+            .arg(SUBCOMMAND)
+            .env_clear()
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(unavailable)?;
+        let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+        let (Some(mut stdin), Some(stdout), Some(stderr)) = (stdin, stdout, stderr) else {
+            return Err(CompileError::Unavailable("it has no pipes".to_owned()));
+        };
+        let talk = async {
+            let send = async {
+                // A child that dies early closes its end; its exit code tells more than the failed write.
+                drop(stdin.write_all(&component).await);
+                drop(stdin);
+            };
+            let (mut code, mut message) = (Vec::new(), Vec::new());
+            let (mut stdout, mut stderr) = (stdout.take(CODE_BYTES_MAX + 1), stderr.take(MESSAGE_BYTES_MAX));
+            let ((), read, told) = tokio::join!(send, stdout.read_to_end(&mut code), stderr.read_to_end(&mut message));
+            read?;
+            told?;
+            Ok((code, message, child.wait().await?))
+        };
+        let (code, message, status) = match tokio::time::timeout(TIMEOUT, talk).await {
+            Ok(answer) => answer.map_err(unavailable)?,
+            Err(_elapsed) => return Err(CompileError::Exceeded),
+        };
+        match status.code() {
+            Some(0) if code.len() as u64 <= CODE_BYTES_MAX => Ok(code),
+            Some(code) if code == i32::from(EXIT_INVALID) => {
+                Err(CompileError::Invalid(String::from_utf8_lossy(&message).trim().to_owned()))
+            }
+            _ => Err(CompileError::Exceeded),
+        }
+    }
+}
+
+/// The compiling process: a component on standard input, code on standard output.
+pub fn main() -> ExitCode {
+    match compile_standard_input() {
+        Ok(code) => match std::io::stdout().write_all(&code) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(_closed) => ExitCode::FAILURE,
+        },
+        Err(error) => {
+            // The chain on one line: the first sentence says that compiling failed, the others why.
+            drop(std::io::stderr().write_all(format!("{error:#}").as_bytes()));
+            ExitCode::from(EXIT_INVALID)
+        }
+    }
+}
+
+fn compile_standard_input() -> anyhow::Result<Vec<u8>> {
+    // Before the first byte from outside is read.
+    for (resource, most) in [(Resource::As, MEMORY_BYTES_MAX), (Resource::Cpu, CPU_SECONDS_MAX), (Resource::Core, 0)] {
+        setrlimit(resource, Rlimit { current: Some(most), maximum: Some(most) })?;
+    }
+    let mut component = Vec::new();
+    std::io::stdin().take(COMPONENT_BYTES_MAX as u64 + 1).read_to_end(&mut component)?;
+    Ok(engine::compiler()?.precompile_component(&component)?)
+}

@@ -1,0 +1,128 @@
+//! Every way an attempt can end, and what it is called. The codes are part of the API: see `docs/failures.md`.
+//!
+//! A failure is permanent where the same attempt would fail again (the sandbox is deterministic), and retryable where
+//! it depends on the host: its load, its state.
+
+use std::time::Duration;
+
+use stepwell_core::ids::is_word;
+use stepwell_core::retry::WAIT_MS_MAX;
+use stepwell_core::{Failure, FailureKind, FailureSource, Json};
+use wasmtime::{Trap, WasmBacktrace};
+
+use super::generated::exports::stepwell::workflow::steps::{self, Outcome};
+use super::generated::stepwell::workflow::types::FailureKind as GuestFailureKind;
+use super::limits::{
+    FAILURE_DETAILS_BYTES_MAX, FAILURE_MESSAGE_BYTES_MAX, HOST_CALL_BYTES_MAX, LABELS_MAX, OUTPUT_BYTES_MAX,
+};
+use super::{AttemptEnd, StepOutput};
+
+/// What a call of the guest came to.
+pub(super) type Called = Result<wasmtime::Result<Result<Outcome, steps::Failure>>, TimedOut>;
+
+/// The call was cut off.
+pub(super) struct TimedOut(pub(super) Duration);
+
+impl AttemptEnd {
+    /// The host could not run the attempt.
+    pub(super) fn unavailable(message: &str) -> Self {
+        let failure = Failure::platform(FailureKind::Retryable, "sandbox_unavailable", message);
+        Self { result: Err(failure), fuel_used: 0 }
+    }
+}
+
+/// What a call means.
+pub(super) fn classify(called: Called, memory_refused: bool, memory_bytes_max: u64) -> Result<StepOutput, Failure> {
+    match called {
+        Ok(Ok(Ok(Outcome::Output(output)))) => output_of(output, Vec::new()),
+        Ok(Ok(Ok(Outcome::Route(routed)))) => output_of(routed.output, routed.labels),
+        Ok(Ok(Err(failure))) => Err(failure_of(failure)),
+        Ok(Err(error)) => Err(failure_of_error(&error, memory_refused, memory_bytes_max)),
+        Err(TimedOut(limit)) => {
+            let message = format!("the attempt took longer than {} ms", limit.as_millis());
+            Err(Failure::platform(FailureKind::Retryable, "timeout", message))
+        }
+    }
+}
+
+fn permanent(code: &str, message: impl Into<String>) -> Failure {
+    Failure::platform(FailureKind::Permanent, code, message)
+}
+
+fn output_of(output: String, labels: Vec<String>) -> Result<StepOutput, Failure> {
+    if output.len() > OUTPUT_BYTES_MAX {
+        let message = format!("the output has {} bytes, at most {OUTPUT_BYTES_MAX} are allowed", output.len());
+        return Err(permanent("output_too_large", message));
+    }
+    if labels.len() > LABELS_MAX || !labels.iter().all(|label| is_word(label)) {
+        return Err(permanent("unknown_route", "the outcome names labels that no edge can carry"));
+    }
+    let output =
+        Json::parse(output).map_err(|error| permanent("invalid_output", format!("the output is not JSON: {error}")))?;
+    Ok(StepOutput { output, labels })
+}
+
+/// A step's own failure, cut to what the journal takes.
+fn failure_of(failure: steps::Failure) -> Failure {
+    let kind = match failure.kind {
+        GuestFailureKind::Retryable => FailureKind::Retryable,
+        GuestFailureKind::Permanent => FailureKind::Permanent,
+    };
+    let mut message = failure.message;
+    message.truncate(message.floor_char_boundary(FAILURE_MESSAGE_BYTES_MAX));
+    let is_code = |code: &str| {
+        (1..=64).contains(&code.len())
+            && code.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+    };
+    let code = if is_code(&failure.code) { failure.code } else { "step_failed".to_owned() };
+    let details = failure.details.filter(|details| details.len() <= FAILURE_DETAILS_BYTES_MAX);
+    Failure {
+        kind,
+        source: FailureSource::Workflow,
+        code,
+        message,
+        retry_after_ms: failure.retry_after_ms.filter(|_| kind == FailureKind::Retryable).map(|ms| ms.min(WAIT_MS_MAX)),
+        details: details.and_then(|details| Json::parse(details).ok()),
+    }
+}
+
+pub(super) fn failure_of_error(error: &wasmtime::Error, memory_refused: bool, memory_bytes_max: u64) -> Failure {
+    let trap = error.downcast_ref::<Trap>().copied();
+    match trap {
+        Some(Trap::OutOfFuel) => permanent("out_of_fuel", "the attempt used up its fuel"),
+        Some(Trap::StackOverflow) => permanent("stack_overflow", "the step called itself too deeply"),
+        // Memory is refused by saying no; what a guest makes of it is mostly a panic somewhere else.
+        _ if memory_refused => {
+            permanent("out_of_memory", format!("the attempt wanted more than {memory_bytes_max} bytes of memory"))
+        }
+        Some(trap) => permanent("trap", with_backtrace(format!("the step trapped: {trap}"), error)),
+        None if is_too_much_for_a_host_call(error) => {
+            let message = format!("the step handed over more than {HOST_CALL_BYTES_MAX} bytes at once");
+            permanent("output_too_large", message)
+        }
+        None if error.is::<wasmtime::PoolConcurrencyLimitError>() => {
+            Failure::platform(FailureKind::Retryable, "sandbox_unavailable", "there is no room for the attempt")
+        }
+        // What is left is data that does not follow the canonical ABI: bad UTF-8, pointers out of bounds, bad variants.
+        None => permanent("invalid_data", clip(format!("the step handed over invalid data: {error:#}"))),
+    }
+}
+
+/// wasmtime's error for this has no public type. The version is pinned, and a test hands over too much.
+fn is_too_much_for_a_host_call(error: &wasmtime::Error) -> bool {
+    error.chain().any(|cause| cause.to_string().contains("fuel allocated for hostcalls has been exhausted"))
+}
+
+fn with_backtrace(mut message: String, error: &wasmtime::Error) -> String {
+    let frames = error.downcast_ref::<WasmBacktrace>().map(|backtrace| backtrace.frames()).unwrap_or_default();
+    for name in frames.iter().filter_map(|frame| frame.func_name()).take(8) {
+        message.push_str("\n  in ");
+        message.push_str(name);
+    }
+    clip(message)
+}
+
+fn clip(mut message: String) -> String {
+    message.truncate(message.floor_char_boundary(FAILURE_MESSAGE_BYTES_MAX));
+    message
+}

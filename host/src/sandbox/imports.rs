@@ -1,0 +1,225 @@
+//! What a guest can ask for. Each import checks its limits, takes its price in fuel, and passes on to [`StepHost`].
+//!
+//! Linked by hand rather than through generated traits, because each call takes fuel from the store.
+
+use stepwell_core::Json;
+use stepwell_core::event::LogLevel;
+use wasmtime::component::{Linker, LinkerInstance};
+use wasmtime::{Engine, StoreContextMut, Trap};
+
+use super::HostRefusal;
+use super::attempt::AttemptState;
+use super::generated::stepwell::workflow::artifacts::{Artifact, ArtifactError};
+use super::generated::stepwell::workflow::log::Level;
+use super::generated::stepwell::workflow::publish::PublishError;
+use super::limits::{
+    ARTIFACT_BYTES_MAX, ARTIFACT_NAME_BYTES_MAX, HOST_CALL_FUEL, LOG_LINE_BYTES_MAX, MEDIA_TYPE_BYTES_MAX,
+    RANDOM_BYTES_MAX, UPDATE_BYTES_MAX,
+};
+
+/// Interfaces that only declare types. A component imports them when it uses a type; they permit nothing.
+pub(super) const TYPE_INTERFACES: &[&str] = &["stepwell:workflow/types@0.1.0", "stepwell:workflow/graph@0.1.0"];
+/// What a component may import, and so may ask for.
+pub(super) const INTERFACES: &[&str] = &[PUBLISH, LOG, CLOCK, RANDOM, ARTIFACTS];
+/// What a component must export, and all that it may.
+pub(super) const EXPORT: &str = "stepwell:workflow/steps@0.1.0";
+
+const PUBLISH: &str = "stepwell:workflow/publish@0.1.0";
+const LOG: &str = "stepwell:workflow/log@0.1.0";
+const CLOCK: &str = "stepwell:workflow/clock@0.1.0";
+const RANDOM: &str = "stepwell:workflow/random@0.1.0";
+const ARTIFACTS: &str = "stepwell:workflow/artifacts@0.1.0";
+
+/// All imports there are.
+pub(super) fn linker(engine: &Engine) -> wasmtime::Result<Linker<AttemptState>> {
+    let mut linker = Linker::new(engine);
+    for name in TYPE_INTERFACES {
+        linker.instance(name)?;
+    }
+    publish(&mut linker.instance(PUBLISH)?)?;
+    log(&mut linker.instance(LOG)?)?;
+    clock(&mut linker.instance(CLOCK)?)?;
+    random(&mut linker.instance(RANDOM)?)?;
+    artifacts(&mut linker.instance(ARTIFACTS)?)?;
+    Ok(linker)
+}
+
+type Interface<'a> = LinkerInstance<'a, AttemptState>;
+type Store<'a> = StoreContextMut<'a, AttemptState>;
+
+/// Takes the price of a call that hands over so many bytes.
+fn charge(store: &mut Store<'_>, bytes: usize) -> wasmtime::Result<()> {
+    let price = HOST_CALL_FUEL.saturating_add(bytes as u64);
+    match store.get_fuel()?.checked_sub(price) {
+        Some(left) => store.set_fuel(left),
+        None => {
+            store.set_fuel(0)?;
+            Err(Trap::OutOfFuel.into())
+        }
+    }
+}
+
+fn publish(interface: &mut Interface<'_>) -> wasmtime::Result<()> {
+    interface.func_wrap_async("publish", |mut store: Store<'_>, (topic, payload): (String, String)| {
+        Box::new(async move {
+            charge(&mut store, topic.len() + payload.len())?;
+            Ok((publish_update(&mut store, topic, payload).await,))
+        })
+    })
+}
+
+async fn publish_update(store: &mut Store<'_>, topic: String, payload: String) -> Result<u64, PublishError> {
+    if payload.len() > UPDATE_BYTES_MAX {
+        return Err(PublishError::TooLarge(UPDATE_BYTES_MAX as u64));
+    }
+    let size = payload.len();
+    let payload = Json::parse(payload).map_err(|error| PublishError::InvalidPayload(error.to_string()))?;
+    if !store.data_mut().updates.take(size) {
+        return Err(PublishError::RateLimited(None));
+    }
+    store.data().host.publish(topic, payload).await.map_err(|refusal| match refusal {
+        HostRefusal::UnknownTopic => PublishError::UnknownTopic,
+        HostRefusal::Cancelled => PublishError::StepCancelled,
+        HostRefusal::Unavailable => PublishError::Unavailable,
+    })
+}
+
+fn log(interface: &mut Interface<'_>) -> wasmtime::Result<()> {
+    interface.func_wrap_async("log", |mut store: Store<'_>, (level, message): (Level, String)| {
+        Box::new(async move {
+            charge(&mut store, message.len())?;
+            write_line(&mut store, level, message).await;
+            Ok(())
+        })
+    })
+}
+
+async fn write_line(store: &mut Store<'_>, level: Level, mut message: String) {
+    message.truncate(message.floor_char_boundary(LOG_LINE_BYTES_MAX));
+    let state = store.data_mut();
+    let (level, message) = if state.logs.take(message.len()) {
+        let level = match level {
+            Level::Debug => LogLevel::Debug,
+            Level::Info => LogLevel::Info,
+            Level::Warn => LogLevel::Warn,
+            Level::Error => LogLevel::Error,
+        };
+        (level, message)
+    } else if state.logs_ended {
+        return;
+    } else {
+        state.logs_ended = true;
+        (LogLevel::Warn, "the attempt has written too many lines; further ones are dropped".to_owned())
+    };
+    // A line that cannot be recorded belongs to an attempt that no longer counts, or to a host that is about to stop.
+    let _ = state.host.log(level, message).await;
+}
+
+fn clock(interface: &mut Interface<'_>) -> wasmtime::Result<()> {
+    interface.func_wrap("now-ms", |mut store: Store<'_>, (): ()| {
+        charge(&mut store, 0)?;
+        Ok((crate::clock::now().as_millis(),))
+    })
+}
+
+fn random(interface: &mut Interface<'_>) -> wasmtime::Result<()> {
+    interface.func_wrap("bytes", |mut store: Store<'_>, (len,): (u32,)| {
+        let mut bytes = vec![0; len.min(RANDOM_BYTES_MAX) as usize];
+        charge(&mut store, bytes.len())?;
+        crate::clock::fill_random(&mut bytes);
+        Ok((bytes,))
+    })
+}
+
+fn artifacts(interface: &mut Interface<'_>) -> wasmtime::Result<()> {
+    interface.func_wrap_async(
+        "create",
+        |mut store: Store<'_>, (name, media_type, content): (String, String, Vec<u8>)| {
+            Box::new(async move {
+                charge(&mut store, name.len() + media_type.len() + content.len())?;
+                Ok((create_artifact(&mut store, name, media_type, content).await,))
+            })
+        },
+    )
+}
+
+async fn create_artifact(
+    store: &mut Store<'_>,
+    name: String,
+    media_type: String,
+    content: Vec<u8>,
+) -> Result<Artifact, ArtifactError> {
+    check_file_name(&name)
+        .and_then(|()| check_media_type(&media_type))
+        .map_err(|why| ArtifactError::InvalidName(why.to_owned()))?;
+    if content.len() > ARTIFACT_BYTES_MAX {
+        return Err(ArtifactError::TooLarge(ARTIFACT_BYTES_MAX as u64));
+    }
+    let size_bytes = content.len() as u64;
+    if !store.data_mut().artifacts.take(content.len()) {
+        return Err(ArtifactError::QuotaExceeded);
+    }
+    let stored = store.data().host.store_artifact(name, media_type, content.into()).await;
+    match stored {
+        Ok(stored) => {
+            Ok(Artifact { id: stored.id, position: stored.seq, size_bytes, sha256: stored.sha256.to_string() })
+        }
+        Err(HostRefusal::Cancelled) => Err(ArtifactError::StepCancelled),
+        Err(HostRefusal::Unavailable | HostRefusal::UnknownTopic) => Err(ArtifactError::Unavailable),
+    }
+}
+
+/// A name that is safe to offer for download and to put into a URL: a relative path that leads nowhere else.
+fn check_file_name(name: &str) -> Result<(), &'static str> {
+    if name.is_empty() || name.len() > ARTIFACT_NAME_BYTES_MAX {
+        return Err("a name has 1 to 255 bytes");
+    }
+    if name.chars().any(|c| c.is_control() || c == '\\') {
+        return Err("a name has neither control characters nor `\\`");
+    }
+    if name.split('/').any(|part| matches!(part, "" | "." | "..")) {
+        return Err("a name has no `/` at either end and no empty, `.` or `..` part");
+    }
+    Ok(())
+}
+
+/// `type/subtype` with parameters or without, in characters that can stand in a header.
+fn check_media_type(media_type: &str) -> Result<(), &'static str> {
+    const RULE: &str = "a media type has the form `type/subtype`";
+    let essence = media_type.split(';').next().unwrap_or_default().trim_end();
+    let is_token =
+        |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$&-^_.+".contains(&b));
+    let (kind, subtype) = essence.split_once('/').ok_or(RULE)?;
+    let printable = media_type.bytes().all(|b| (0x20..0x7f).contains(&b));
+    if media_type.len() <= MEDIA_TYPE_BYTES_MAX && printable && is_token(kind) && is_token(subtype) {
+        Ok(())
+    } else {
+        Err(RULE)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn file_names_lead_nowhere_else() {
+        for good in ["a", "report.html", "out/a b.txt", "…", ".hidden", "a..b"] {
+            assert_eq!(check_file_name(good), Ok(()), "{good:?}");
+        }
+        for bad in ["", "/a", "a/", "a//b", ".", "..", "a/../b", "a\\b", "a\nb", "a\0", "\u{85}", &"x".repeat(256)] {
+            assert!(check_file_name(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn media_types_fit_into_a_header() {
+        for good in ["text/html", "text/html; charset=utf-8", "application/vnd.a+json"] {
+            assert_eq!(check_media_type(good), Ok(()), "{good:?}");
+        }
+        for bad in ["", "text", "text/", "/html", "a b/c", "text/html\r\nSet-Cookie: a=b", "text/ä", &"a/b".repeat(100)]
+        {
+            assert!(check_media_type(bad).is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,261 @@
+//! Where guests run: each attempt in a fresh instance, with fuel, a deadline and a memory limit, and with nothing
+//! to reach but the imports of `wit/`.
+//!
+//! Owns: the engine, compiled code, the slots that attempts run in.
+//! Does not: know runs, journals or tenants' data. What a guest asks for goes through [`StepHost`], which the driver
+//! implements.
+//! Keeps: whatever a guest does, its attempt ends in a typed way ([`AttemptEnd`]), its slot is given back, and
+//! nothing of its memory reaches the next one.
+//!
+//! Read on: [`engine`] (what wasm is allowed to be), [`compile`] (a process of its own), [`code`] (the cache of
+//! compiled code), [`upload`] (what a component must look like), [`imports`] (what a guest can ask for),
+//! [`attempt`] (one attempt), [`end`] (every way it can end).
+
+mod attempt;
+mod code;
+pub mod compile;
+mod end;
+mod engine;
+mod generated;
+mod imports;
+pub mod limits;
+mod upload;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use stepwell_core::event::LogLevel;
+use stepwell_core::graph::Limits;
+use stepwell_core::{Digest, Failure, Json, RunId, Seq, StepId, TenantId, WorkflowName};
+use tokio::runtime::{Handle, Runtime};
+use tokio::sync::Semaphore;
+
+pub use self::code::CodeError;
+pub use self::upload::{Inspection, UploadError};
+
+/// What the sandbox needs to know of its surroundings.
+#[derive(Debug, Clone)]
+pub struct SandboxConfig {
+    /// Attempts that run at once. Each has a slot of the pool: 4 GiB of address space, memory only as it is used.
+    pub slots: u32,
+    /// Attempts of one tenant that run at once.
+    pub slots_per_tenant: u32,
+    /// Threads that guests run on.
+    pub threads: usize,
+    /// Where compiled code is kept. Only this host writes there; what does not carry its signature is not loaded.
+    pub code_dir: PathBuf,
+    /// What compiled code is signed with.
+    pub secret: [u8; 32],
+    /// The program that compiles: this one, called as `PROGRAM compile-component`.
+    pub compiler: PathBuf,
+}
+
+/// One attempt of a step.
+pub struct Job {
+    /// The run.
+    pub run: RunId,
+    /// The workflow's name.
+    pub workflow: WorkflowName,
+    /// The version, and with it the code.
+    pub version: Digest,
+    /// The step.
+    pub step: StepId,
+    /// The attempt.
+    pub attempt: u32,
+    /// What it may use.
+    pub limits: Limits,
+    /// What it is handed.
+    pub inputs: Vec<(String, Json)>,
+    /// Who answers what it asks for.
+    pub host: Arc<dyn StepHost>,
+}
+
+/// How an attempt ended.
+#[derive(Debug, Clone)]
+pub struct AttemptEnd {
+    /// Its output, or why there is none.
+    pub result: Result<StepOutput, Failure>,
+    /// Metered instructions it used; inexact after a trap.
+    pub fuel_used: u64,
+}
+
+/// What a successful attempt handed over.
+#[derive(Debug, Clone)]
+pub struct StepOutput {
+    /// Its output.
+    pub output: Json,
+    /// Labels of the edges to take.
+    pub labels: Vec<String>,
+}
+
+/// Why something a guest asked for was not done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HostRefusal {
+    /// The graph names no such topic.
+    UnknownTopic,
+    /// The attempt does not count any more.
+    Cancelled,
+    /// The host cannot record anything at present.
+    Unavailable,
+}
+
+/// A stored file.
+#[derive(Debug, Clone)]
+pub struct StoredArtifact {
+    /// Its id.
+    pub id: String,
+    /// The number of its event.
+    pub seq: Seq,
+    /// SHA-256 of its bytes.
+    pub sha256: Digest,
+}
+
+/// Who answers what a step asks for. Limits have been checked before a call reaches it.
+pub trait StepHost: Send + Sync + 'static {
+    /// Orders an update and says where it stands. It is final; it need not be durable yet.
+    fn publish(&self, topic: String, payload: Json) -> BoxFuture<'_, Result<Seq, HostRefusal>>;
+    /// Records a line.
+    fn log(&self, level: LogLevel, message: String) -> BoxFuture<'_, Result<(), HostRefusal>>;
+    /// Stores a file.
+    fn store_artifact(
+        &self,
+        name: String,
+        media_type: String,
+        bytes: Bytes,
+    ) -> BoxFuture<'_, Result<StoredArtifact, HostRefusal>>;
+}
+
+/// Where guests run.
+pub struct Sandbox {
+    engine: wasmtime::Engine,
+    code: code::Code,
+    compiler: compile::Compiler,
+    slots: Arc<Semaphore>,
+    slots_per_tenant: usize,
+    tenants: Mutex<HashMap<TenantId, Arc<Semaphore>>>,
+    guests: Handle,
+    // Taken on drop: guests have threads of their own, so that however many of them compute, the host's answer
+    // requests and write the journal.
+    runtime: Option<Runtime>,
+}
+
+/// The sandbox could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum SandboxError {
+    /// wasmtime refused the configuration, or this machine cannot run it.
+    #[error("the WebAssembly engine could not be set up")]
+    Engine(#[source] anyhow::Error),
+    /// Threads or folders could not be had.
+    #[error("the sandbox could not be set up")]
+    Io(#[from] std::io::Error),
+}
+
+/// An attempt under way. Dropping it ends the attempt at the next tick of the epoch, without an [`AttemptEnd`].
+#[derive(Debug)]
+pub struct Attempt(tokio::task::AbortHandle);
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Sandbox {
+    /// Sets up the engine, its pool and its threads.
+    pub fn new(config: SandboxConfig) -> Result<Self, SandboxError> {
+        let engine = engine::runtime(config.slots).map_err(SandboxError::Engine)?;
+        let compiler = compile::Compiler::new(config.compiler);
+        let code = code::Code::new(&engine, config.code_dir, config.secret)?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(config.threads.max(1))
+            .thread_name("guest")
+            .enable_time()
+            .build()?;
+        Ok(Self {
+            code,
+            compiler,
+            slots: Arc::new(Semaphore::new(config.slots as usize)),
+            slots_per_tenant: config.slots_per_tenant.max(1) as usize,
+            tenants: Mutex::default(),
+            guests: runtime.handle().clone(),
+            runtime: Some(runtime),
+            engine,
+        })
+    }
+
+    /// Compiles an uploaded component and checks all that can be checked without running a step.
+    pub async fn inspect(&self, component: Bytes) -> Result<Inspection, UploadError> {
+        upload::inspect(self, component).await
+    }
+
+    /// Runs an attempt once there is a slot for it. `job` is called then, on a thread of the guests, because it may
+    /// have large inputs to read; `component` when the version's code is not at hand; `on_end` once, unless the
+    /// [`Attempt`] is dropped before.
+    pub fn spawn(
+        self: &Arc<Self>,
+        tenant: &TenantId,
+        job: impl FnOnce() -> Result<Job, String> + Send + 'static,
+        component: impl FnOnce() -> Option<Bytes> + Send + 'static,
+        on_end: impl FnOnce(AttemptEnd) + Send + 'static,
+    ) -> Attempt {
+        let sandbox = Arc::clone(self);
+        let tenant = self.tenant_slots(tenant);
+        let task = self.guests.spawn(async move { on_end(sandbox.run(tenant, job, component).await) });
+        Attempt(task.abort_handle())
+    }
+
+    async fn run(
+        &self,
+        tenant: Arc<Semaphore>,
+        job: impl FnOnce() -> Result<Job, String> + Send,
+        component: impl FnOnce() -> Option<Bytes> + Send,
+    ) -> AttemptEnd {
+        // First the tenant's permit, then the host's: a tenant waits for its own attempts before it can hold up others.
+        let (Ok(_tenant), Ok(_slot)) = (tenant.acquire_owned().await, self.slots.acquire().await) else {
+            return AttemptEnd::unavailable("the host is stopping");
+        };
+        let job = match job() {
+            Ok(job) => job,
+            Err(why) => {
+                tracing::error!(why, "an attempt could not be prepared");
+                return AttemptEnd::unavailable("the inputs of the attempt could not be read");
+            }
+        };
+        match self.code.load(self, job.version, component).await {
+            Ok(code) => attempt::run(&self.engine, &code, job).await,
+            Err(error) => {
+                tracing::error!(version = %job.version, %error, "the code of a version could not be loaded");
+                AttemptEnd::unavailable("the code of this version could not be loaded")
+            }
+        }
+    }
+
+    fn tenant_slots(&self, tenant: &TenantId) -> Arc<Semaphore> {
+        let mut tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
+        let slots = tenants.entry(tenant.clone()).or_insert_with(|| Arc::new(Semaphore::new(self.slots_per_tenant)));
+        Arc::clone(slots)
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            // In the background: a runtime must not be waited for inside another.
+            runtime.shutdown_background();
+        }
+    }
+}
+
+impl std::fmt::Debug for Sandbox {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Sandbox").field("free_slots", &self.slots.available_permits()).finish_non_exhaustive()
+    }
+}
+
+/// How often the epoch moves: a guest that computes yields this often. Short enough that a cancelled guest is gone
+/// at once and that neighbours hardly notice; long enough to cost nothing.
+pub(crate) const EPOCH_TICK: Duration = Duration::from_millis(5);
