@@ -1,1 +1,14 @@
+//! What Stepwell promises, from the outside: the real program, real guests, real disks, real crashes.
+//!
+//! Guests come from `make guests`. Each test starts what it needs on a port of its own and stops it.
 
+mod api;
+mod cli;
+mod crash;
+mod examples;
+mod hostile;
+mod journal;
+mod streams;
+mod support;
+mod tenancy;
+mod uploads;

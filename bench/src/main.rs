@@ -1,1 +1,268 @@
-fn main() {}
+//! Prints what Stepwell does on this machine, and the limits it works against.
+//!
+//! Owns: the order of the measurements and what each figure is called. `make bench` builds everything and starts
+//! this; `docs/measurements.md` says how the figures came about that are quoted elsewhere.
+//! Does not: judge a figure. A slow machine is no error; a wrong answer is, and ends in exit code 1.
+//! Keeps: what is measured is the real program, started as a process of its own, over HTTP, on the disk that the
+//! JSON file is on. Everything it wrote is removed at the end, however that comes.
+//!
+//! Read on: [`server`] (the process that is measured), [`http`] (how it is talked to), [`load`] (clients that start
+//! runs), [`streams`] (clients that follow runs), [`limits`] (sandbox and journal by themselves), [`report`].
+//!
+//! # One thread
+//! All clients together have one thread. On a machine with few cores they compete with the server for them, and
+//! with one thread they can never take more than one. They need far less: where a run of ten steps costs the server
+//! some 500 µs, its client costs 25.
+
+mod http;
+mod limits;
+mod load;
+mod report;
+mod server;
+mod streams;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use bytes::Bytes;
+use clap::Parser;
+
+use self::load::{Ask, Level, Measured};
+use self::report::Report;
+use self::server::Server;
+
+// Sandbox and journal are also measured inside this process: with the allocator that they have in the server.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Clients at once: one alone, a few, many, and more than a server of this size is meant for.
+const CLIENTS: [usize; 4] = [1, 16, 64, 200];
+/// Clients with which a new journal is compared with a grown one.
+const CLIENTS_COMPARED: usize = 64;
+/// Clients that make the journal grow.
+const CLIENTS_GROWING: usize = 200;
+/// Clients that start runs without waiting for their end.
+const CLIENTS_ACCEPTED: usize = 500;
+/// Measurements of which the median counts. Machines have neighbours.
+const COMPARED_TIMES: usize = 3;
+
+/// Prints what Stepwell does on this machine, and the limits it works against.
+#[derive(Debug, Parser)]
+struct Args {
+    /// The server program
+    #[arg(long)]
+    server: PathBuf,
+    /// The component of `bench/guests/noop`: steps in a row that do nothing
+    #[arg(long)]
+    noop: PathBuf,
+    /// The component of `tests/guests/probe`: steps that publish updates
+    #[arg(long)]
+    probe: PathBuf,
+    /// Where the figures go; journals are written beside it while it runs
+    #[arg(long, default_value = "target/bench.json")]
+    json: PathBuf,
+    /// Less than a minute instead of a few: shorter measurements, a journal of 5,000 runs instead of 100,000
+    #[arg(long)]
+    quick: bool,
+}
+
+/// How long things take.
+#[derive(Debug, Clone, Copy)]
+struct Plan {
+    /// Load before a measurement, which is not counted.
+    warm_up: Duration,
+    /// A measurement under load.
+    measured: Duration,
+    /// A measurement of the sandbox or the journal by itself.
+    limit: Duration,
+    /// How long runs are started without waiting for their end.
+    accepting: Duration,
+    /// Runs that are followed, one after the other.
+    followed_runs: u32,
+    /// Runs in the grown journal.
+    grown_runs: u64,
+}
+
+impl Plan {
+    const FULL: Self = Self {
+        warm_up: Duration::from_secs(2),
+        measured: Duration::from_secs(8),
+        limit: Duration::from_secs(3),
+        accepting: Duration::from_secs(5),
+        followed_runs: 30,
+        grown_runs: 100_000,
+    };
+    const QUICK: Self = Self {
+        warm_up: Duration::from_millis(500),
+        measured: Duration::from_secs(2),
+        limit: Duration::from_secs(1),
+        accepting: Duration::from_secs(1),
+        followed_runs: 8,
+        grown_runs: 5_000,
+    };
+
+    const fn level(&self, clients: usize) -> Level {
+        Level { clients, warm_up: self.warm_up, measured: self.measured }
+    }
+}
+
+/// What everything here needs to know.
+struct Bench {
+    args: Args,
+    plan: Plan,
+    noop: Bytes,
+    probe: Bytes,
+    /// Where journals are written.
+    disk: PathBuf,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return report::failed(&error.into()),
+    };
+    let result = runtime.block_on(async {
+        // Told to stop, it drops what it does, and with it the server and the folders.
+        tokio::select! {
+            result = bench(args) => result,
+            told = server::told_to_stop() => told.and_then(|()| anyhow::bail!("stopped before the end")),
+        }
+    });
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => report::failed(&error),
+    }
+}
+
+async fn bench(args: Args) -> anyhow::Result<()> {
+    let plan = if args.quick { Plan::QUICK } else { Plan::FULL };
+    let noop = read(&args.noop)?;
+    let probe = read(&args.probe)?;
+    let disk = args.json.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let disk = disk.to_path_buf();
+    std::fs::create_dir_all(&disk).with_context(|| format!("cannot make {}", disk.display()))?;
+
+    let mut report = Report::begin(args.quick);
+    let bench = Bench { args, plan, noop, probe, disk };
+    bench.limits(&mut report).await?;
+    bench.levels(&mut report).await?;
+    bench.growth(&mut report).await?;
+    report.finish(&bench.args.json)
+}
+
+fn read(path: &Path) -> anyhow::Result<Bytes> {
+    let bytes =
+        std::fs::read(path).with_context(|| format!("cannot read {}; `make bench` builds it", path.display()))?;
+    Ok(bytes.into())
+}
+
+impl Bench {
+    async fn server(&self) -> anyhow::Result<Server> {
+        Server::start(&self.args.server, &self.disk).await
+    }
+
+    /// What nothing that is built on this sandbox and this disk can surpass.
+    async fn limits(&self, report: &mut Report) -> anyhow::Result<()> {
+        report.part("The limits: sandbox and journal by themselves, in this process");
+        let figures = limits::steps(&self.args.server, &self.disk, &self.noop, self.plan.limit).await?;
+        report.row("limit_step_us", figures.step_us, "µs", "one sandboxed step that does nothing, one after the other");
+        report.row("limit_steps_per_s", figures.per_second, "/s", "the same with 64 in flight, on all cores");
+
+        let figures = limits::commits(&self.disk, self.plan.limit).await?;
+        report.row("limit_commit_us", figures.mean_us, "µs", "one durable append (an fsync) after the other, mean");
+        report.row("limit_commit_p50_us", figures.p50_us, "µs", "the same, median");
+        report.row("limit_commits_100_per_s", figures.per_second, "/s", "durable appends of 100 runs at once");
+        Ok(())
+    }
+
+    /// Everything that one server on a new journal is asked for.
+    async fn levels(&self, report: &mut Report) -> anyhow::Result<()> {
+        let server = self.server().await?;
+        let steps = server.deploy("noop", &self.noop).await?;
+        report.part(&format!("Durable steps: each client starts a run of {steps} steps, waits for its end, goes on"));
+        for clients in CLIENTS {
+            let what = if clients == 1 { "1 client".to_owned() } else { format!("{clients} clients at once") };
+            let measured = load::measure(&server, self.plan.level(clients), Ask::WholeRun).await?;
+            report.failures(&what, &measured.failures);
+            report.row(&format!("steps_per_s_{clients}"), measured.per_second()? * steps as f64, "/s", &what);
+            report.latencies(&format!("run_{{}}_ms_{clients}"), &measured.latencies_ms, "POST to the answer: the run");
+        }
+
+        report.part("Updates: one subscriber, from the host's ordering of an update to the subscriber having it");
+        server.deploy("probe", &self.probe).await?;
+        let followed = streams::follow(&server, self.plan.followed_runs).await?;
+        report.failures("following runs", &followed.failures);
+        let updates = report::thousands(followed.latencies_ms.len() as f64);
+        let note =
+            format!("{updates} updates of {} runs, one at a time; guests compute meanwhile", self.plan.followed_runs);
+        report.latencies("publish_to_sse_{}_ms", &followed.latencies_ms, &note);
+
+        report.part(&format!("Acceptance: {CLIENTS_ACCEPTED} clients start runs and wait for none of them"));
+        let level = Level { clients: CLIENTS_ACCEPTED, warm_up: Duration::ZERO, measured: self.plan.accepting };
+        let accepted = load::measure(&server, level, Ask::Acceptance).await?;
+        report.failures("accepting runs", &accepted.failures);
+        let rate = report::thousands(accepted.per_second()?);
+        let note = format!("POST to 202, the run is on disk; {rate} accepted/s");
+        report.latencies(&format!("accept_{{}}_ms_{CLIENTS_ACCEPTED}"), &accepted.latencies_ms, &note);
+        report.failures("runs in the backlog", &load::drain(&server).await?);
+        server.stop().await
+    }
+
+    /// Whether a journal with many runs is slower than a new one.
+    ///
+    /// The journal is made to grow first. Then a new server and the grown one are measured in turns, so that a slow
+    /// minute of the machine hits both. The one that is not measured is idle or does not exist.
+    async fn growth(&self, report: &mut Report) -> anyhow::Result<()> {
+        let Plan { grown_runs, .. } = self.plan;
+        let quick = self.args.quick;
+        report.part("Growth: the same load on a new journal and on one with many runs");
+        let grown = self.server().await?;
+        let steps = grown.deploy("noop", &self.noop).await?;
+        report.failures("growing the journal", &load::drive(&grown, CLIENTS_GROWING, grown_runs).await?);
+        let journal_bytes = grown.journal_bytes()?;
+
+        let level = self.plan.level(CLIENTS_COMPARED);
+        let (mut fresh, mut after) = (Vec::new(), Vec::new());
+        for turn in 1..=COMPARED_TIMES {
+            report::progress(&format!("new and grown journal in turns: {turn} of {COMPARED_TIMES}"));
+            let new = self.server().await?;
+            new.deploy("noop", &self.noop).await?;
+            let mut one = async |server: &Server, rates: &mut Vec<f64>| {
+                let measured: Measured = load::measure(server, level, Ask::WholeRun).await?;
+                report.failures("comparing journals", &measured.failures);
+                rates.push(measured.per_second()? * steps as f64);
+                anyhow::Ok(())
+            };
+            one(&new, &mut fresh).await?;
+            new.stop().await?;
+            one(&grown, &mut after).await?;
+        }
+        let (fresh, after) = (median(&mut fresh)?, median(&mut after)?);
+        ensure!(fresh > 0.0, "no run ended on the new journal");
+
+        report.row("steps_per_s_64_fresh", fresh, "/s", "a new journal; median of 3");
+        // A small journal says nothing about a large one: these figures are shown, and not kept.
+        let mut row = |name: &str, value: f64, unit: &str, note: &str| match quick {
+            true => report.row_shown(
+                name,
+                value,
+                unit,
+                &format!("quick: {} runs, not kept; {note}", report::thousands(grown_runs as f64)),
+            ),
+            false => report.row(name, value, unit, note),
+        };
+        row("steps_per_s_64_after_100k_runs", after, "/s", "a grown journal; median of 3");
+        row("after_100k_runs_percent", after / fresh * 100.0, "%", "the second of the first; 100 is no difference");
+        row("journal_bytes_100k_runs", journal_bytes as f64, "B", "the journal's file");
+        row("server_rss_bytes_100k_runs", grown.rss_bytes()? as f64, "B", "memory of the server after all this");
+        grown.stop().await
+    }
+}
+
+fn median(values: &mut [f64]) -> anyhow::Result<f64> {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().context("there is no measurement")
+}

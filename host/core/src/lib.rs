@@ -43,3 +43,6 @@ pub use ids::{Digest, NodeId, RunId, RunKey, Seq, StepId, TenantId, WorkflowName
 pub use json::{Json, Payload};
 pub use run::{IllegalEvent, Run, RunStatus, StepStatus};
 pub use time::Timestamp;
+
+#[cfg(test)]
+mod tests;

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::effect::Effect;
 use crate::event::{Event, SuspendReason};
+use crate::failure::{Failure, FailureSource};
 use crate::graph::{Graph, Need, Node, NodeIndex};
 use crate::ids::{Seq, StepId};
 use crate::json::{Json, Payload};
@@ -355,7 +356,7 @@ impl Run {
             }
             Event::StepFailed { step: id, attempt, failure, will_retry, .. } => {
                 let step = self.running(id, *attempt)?;
-                if failure.code == INTERRUPTED && *will_retry {
+                if is_interruption(failure) {
                     step.interruptions += 1;
                 } else {
                     step.failures += 1;
@@ -465,6 +466,11 @@ impl Step {
     pub(crate) fn is_ready(&self) -> bool {
         self.state == StepState::Pending && self.unresolved == 0 && (self.taken > 0 || self.is_root)
     }
+}
+
+/// Whether a failure is an attempt that was cut off. A step may use the same code for what it likes.
+fn is_interruption(failure: &Failure) -> bool {
+    failure.source == FailureSource::Platform && failure.code == INTERRUPTED
 }
 
 /// Whether an edge is taken once its source has completed with these labels, or was skipped (`None`).

@@ -5,7 +5,7 @@ use axum::body::Body;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use http_body_util::LengthLimitError;
+use futures_util::StreamExt;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use stepwell_core::Refusal;
@@ -14,6 +14,9 @@ use utoipa::ToSchema;
 use crate::driver::{CancelError, StartError};
 use crate::journal::JournalError;
 use crate::sandbox::UploadError;
+
+/// Bytes over the limit that are read, and forgotten, so that the answer gets through.
+const DISCARDED_BYTES_MAX: usize = 32 << 20;
 
 /// A refused or failed request.
 #[derive(Debug, Clone, Serialize, ToSchema)]
@@ -192,16 +195,21 @@ impl From<UploadError> for Problem {
 /// The whole body, if it has at most so many bytes.
 pub(super) async fn body(headers: &HeaderMap, body: Body, bytes_max: usize) -> Result<Bytes, Problem> {
     let declared = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-    if declared.is_some_and(|declared| declared > bytes_max as u64) {
-        return Err(Problem::too_large(bytes_max));
-    }
-    axum::body::to_bytes(body, bytes_max).await.map_err(|error| {
-        if error.into_inner().is::<LengthLimitError>() {
-            Problem::too_large(bytes_max)
-        } else {
-            Problem::bad_request("unreadable_body", "the body of the request could not be read")
+    let mut bytes = Vec::with_capacity(declared.unwrap_or(0).min(bytes_max as u64) as usize);
+    let mut seen = 0usize;
+    let mut frames = body.into_data_stream();
+    while let Some(frame) = frames.next().await {
+        let frame =
+            frame.map_err(|_| Problem::bad_request("unreadable_body", "the request's body could not be read"))?;
+        seen = seen.saturating_add(frame.len());
+        if seen <= bytes_max {
+            bytes.extend_from_slice(&frame);
+        } else if seen > bytes_max.saturating_add(DISCARDED_BYTES_MAX) {
+            break;
         }
-    })
+        // In between, the rest is read and forgotten: a client that is cut off while it sends rarely sees the answer.
+    }
+    if seen > bytes_max { Err(Problem::too_large(bytes_max)) } else { Ok(bytes.into()) }
 }
 
 /// A JSON body; an empty one reads like `{}`.

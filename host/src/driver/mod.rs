@@ -20,16 +20,18 @@ mod run_loop;
 mod step_host;
 
 use std::num::NonZeroUsize;
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use lru::LruCache;
 use stepwell_core::{Digest, Graph, Json, Refusal, RunId, RunKey, TenantId, WorkflowName};
 use tokio::sync::{Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use self::registry::Registry;
+use self::registry::{Inbox, Messages, Registry};
 use self::run_loop::{Beginning, Message, RunLoop};
 pub(crate) use self::run_loop::{artifact_id, read_payload};
 use crate::clock;
@@ -171,7 +173,9 @@ impl Driver {
         let new = Beginning::New { graph, workflow: workflow.clone(), version, input, idempotency, reply };
         // In the registry before it is on disk: from the first moment that somebody can name the run, it has its loop.
         // And a task of its own, so that a client who hangs up does not leave half a run.
-        shared.spawn_loop(key.clone(), new);
+        let (inbox, messages) = shared.registry.enter(&key);
+        let messages = messages.ok_or(StartError::Stopping)?; // never: the id is new
+        shared.spawn_loop(key.clone(), inbox, messages, new);
         match answer.await.map_err(|_| StartError::Stopping)?? {
             Created::New => Ok(Started { run: key.run, replayed: false }),
             Created::Existing(run) => Ok(Started { run, replayed: true }),
@@ -214,28 +218,27 @@ impl Driver {
 
 impl Shared {
     /// The inbox of a run's loop, which is started when there is none. `None` when the host is stopping.
-    fn inbox_of(self: &Arc<Self>, key: &RunKey) -> Option<tokio::sync::mpsc::UnboundedSender<Message>> {
+    fn inbox_of(self: &Arc<Self>, key: &RunKey) -> Option<Inbox> {
         if self.stopping.is_cancelled() {
             return None;
         }
         let (inbox, new) = self.registry.enter(key);
         if let Some(messages) = new {
-            self.loops.spawn(RunLoop::run(
-                Arc::clone(self),
-                key.clone(),
-                inbox.clone(),
-                messages,
-                Beginning::Recovered,
-            ));
+            self.spawn_loop(key.clone(), inbox.clone(), messages, Beginning::Recovered);
         }
         Some(inbox)
     }
 
-    fn spawn_loop(self: &Arc<Self>, key: RunKey, beginning: Beginning) {
-        let (inbox, new) = self.registry.enter(&key);
-        if let Some(messages) = new {
-            self.loops.spawn(RunLoop::run(Arc::clone(self), key, inbox, messages, beginning));
-        }
+    fn spawn_loop(self: &Arc<Self>, key: RunKey, inbox: Inbox, messages: Messages, beginning: Beginning) {
+        let shared = Arc::clone(self);
+        self.loops.spawn(async move {
+            let run = RunLoop::run(Arc::clone(&shared), key.clone(), inbox, messages, beginning);
+            if AssertUnwindSafe(run).catch_unwind().await.is_err() {
+                // A defect of ours. The run is on disk; the next message or the next start takes it up.
+                tracing::error!(run = %key, "the loop of a run has panicked");
+                shared.registry.remove(&key);
+            }
+        });
     }
 
     /// A version's graph.

@@ -2,9 +2,10 @@
 //!
 //! Linked by hand rather than through generated traits, because each call takes fuel from the store.
 
+use bytes::Bytes;
 use stepwell_core::Json;
 use stepwell_core::event::LogLevel;
-use wasmtime::component::{Linker, LinkerInstance};
+use wasmtime::component::{Linker, LinkerInstance, WasmList, WasmStr};
 use wasmtime::{Engine, StoreContextMut, Trap};
 
 use super::HostRefusal;
@@ -60,18 +61,20 @@ fn charge(store: &mut Store<'_>, bytes: usize) -> wasmtime::Result<()> {
 }
 
 fn publish(interface: &mut Interface<'_>) -> wasmtime::Result<()> {
-    interface.func_wrap_async("publish", |mut store: Store<'_>, (topic, payload): (String, String)| {
+    interface.func_wrap_async("publish", |mut store: Store<'_>, (topic, payload): (String, WasmStr)| {
         Box::new(async move {
-            charge(&mut store, topic.len() + payload.len())?;
+            // Read where it is, and copied only when it is small enough.
+            let payload = payload.to_str(&store)?;
+            let size = payload.len();
+            let payload = (size <= UPDATE_BYTES_MAX).then(|| payload.into_owned());
+            charge(&mut store, topic.len() + size)?;
             Ok((publish_update(&mut store, topic, payload).await,))
         })
     })
 }
 
-async fn publish_update(store: &mut Store<'_>, topic: String, payload: String) -> Result<u64, PublishError> {
-    if payload.len() > UPDATE_BYTES_MAX {
-        return Err(PublishError::TooLarge(UPDATE_BYTES_MAX as u64));
-    }
+async fn publish_update(store: &mut Store<'_>, topic: String, payload: Option<String>) -> Result<u64, PublishError> {
+    let payload = payload.ok_or(PublishError::TooLarge(UPDATE_BYTES_MAX as u64))?;
     let size = payload.len();
     let payload = Json::parse(payload).map_err(|error| PublishError::InvalidPayload(error.to_string()))?;
     if !store.data_mut().updates.take(size) {
@@ -85,17 +88,19 @@ async fn publish_update(store: &mut Store<'_>, topic: String, payload: String) -
 }
 
 fn log(interface: &mut Interface<'_>) -> wasmtime::Result<()> {
-    interface.func_wrap_async("log", |mut store: Store<'_>, (level, message): (Level, String)| {
+    interface.func_wrap_async("log", |mut store: Store<'_>, (level, message): (Level, WasmStr)| {
         Box::new(async move {
-            charge(&mut store, message.len())?;
-            write_line(&mut store, level, message).await;
+            let message = message.to_str(&store)?;
+            let size = message.len();
+            let line = message.get(..message.floor_char_boundary(LOG_LINE_BYTES_MAX)).unwrap_or_default().to_owned();
+            charge(&mut store, size)?;
+            write_line(&mut store, level, line).await;
             Ok(())
         })
     })
 }
 
-async fn write_line(store: &mut Store<'_>, level: Level, mut message: String) {
-    message.truncate(message.floor_char_boundary(LOG_LINE_BYTES_MAX));
+async fn write_line(store: &mut Store<'_>, level: Level, message: String) {
     let state = store.data_mut();
     let (level, message) = if state.logs.take(message.len()) {
         let level = match level {
@@ -134,7 +139,7 @@ fn random(interface: &mut Interface<'_>) -> wasmtime::Result<()> {
 fn artifacts(interface: &mut Interface<'_>) -> wasmtime::Result<()> {
     interface.func_wrap_async(
         "create",
-        |mut store: Store<'_>, (name, media_type, content): (String, String, Vec<u8>)| {
+        |mut store: Store<'_>, (name, media_type, content): (String, String, WasmList<u8>)| {
             Box::new(async move {
                 charge(&mut store, name.len() + media_type.len() + content.len())?;
                 Ok((create_artifact(&mut store, name, media_type, content).await,))
@@ -147,7 +152,7 @@ async fn create_artifact(
     store: &mut Store<'_>,
     name: String,
     media_type: String,
-    content: Vec<u8>,
+    content: WasmList<u8>,
 ) -> Result<Artifact, ArtifactError> {
     check_file_name(&name)
         .and_then(|()| check_media_type(&media_type))
@@ -156,10 +161,12 @@ async fn create_artifact(
         return Err(ArtifactError::TooLarge(ARTIFACT_BYTES_MAX as u64));
     }
     let size_bytes = content.len() as u64;
-    if !store.data_mut().artifacts.take(content.len()) {
+    // Copied only now that it is known to be small enough.
+    let bytes = Bytes::copy_from_slice(content.as_le_slice(&*store));
+    if !store.data_mut().artifacts.take(bytes.len()) {
         return Err(ArtifactError::QuotaExceeded);
     }
-    let stored = store.data().host.store_artifact(name, media_type, content.into()).await;
+    let stored = store.data().host.store_artifact(name, media_type, bytes).await;
     match stored {
         Ok(stored) => {
             Ok(Artifact { id: stored.id, position: stored.seq, size_bytes, sha256: stored.sha256.to_string() })

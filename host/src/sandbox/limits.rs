@@ -42,9 +42,10 @@ pub const LABELS_MAX: usize = 1_000;
 /// Fuel that each host call costs, so that a loop of calls ends like any other loop. Roughly what the host computes
 /// for one, in instructions.
 pub const HOST_CALL_FUEL: u64 = 500;
-/// Bytes that may cross from the guest to the host in one call, lists of lists and all. Room for the largest
-/// artifact; a guest that hands over more has its attempt ended before the bytes are copied.
-pub const HOST_CALL_BYTES_MAX: usize = ARTIFACT_BYTES_MAX + (1 << 20);
+/// Bytes that may cross from the guest to the host in one call, lists of lists and all. Twice the largest artifact, so
+/// that a step with a file that is too large is told so; one that hands over more has its attempt ended before a byte
+/// is copied. Texts and files are copied only when their own limit allows.
+pub const HOST_CALL_BYTES_MAX: usize = 2 * ARTIFACT_BYTES_MAX;
 /// Fuel for `describe`.
 pub const DESCRIBE_FUEL: u64 = 100_000_000;
 /// Time for `describe`.

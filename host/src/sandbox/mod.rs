@@ -22,11 +22,13 @@ pub mod limits;
 mod upload;
 
 use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use stepwell_core::event::LogLevel;
 use stepwell_core::graph::Limits;
@@ -173,7 +175,7 @@ impl Sandbox {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(config.threads.max(1))
             .thread_name("guest")
-            .enable_time()
+            .enable_all()
             .build()?;
         Ok(Self {
             code,
@@ -204,7 +206,13 @@ impl Sandbox {
     ) -> Attempt {
         let sandbox = Arc::clone(self);
         let tenant = self.tenant_slots(tenant);
-        let task = self.guests.spawn(async move { on_end(sandbox.run(tenant, job, component).await) });
+        let task = self.guests.spawn(async move {
+            let run = AssertUnwindSafe(sandbox.run(tenant, job, component)).catch_unwind();
+            // A panic of ours must not leave a run waiting for an attempt that is gone.
+            on_end(
+                run.await.unwrap_or_else(|_panic| AttemptEnd::unavailable("the host failed while it ran the attempt")),
+            );
+        });
         Attempt(task.abort_handle())
     }
 

@@ -131,6 +131,7 @@ fn check_type(sandbox: &Sandbox, component: &Component) -> Result<Vec<String>, U
     if !forbidden.is_empty() {
         return Err(UploadError::ForbiddenImports(forbidden));
     }
+    imports.sort();
     let exports: Vec<_> = kind.exports(&sandbox.engine).collect();
     if !matches!(&exports[..], [(EXPORT, item)] if is_instance(&item.ty)) {
         return Err(UploadError::WrongExports(exports.iter().take(20).map(|(name, _)| clip(name)).collect()));

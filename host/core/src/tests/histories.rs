@@ -1,0 +1,367 @@
+//! Small stories with every event written down.
+
+use expect_test::{Expect, expect};
+
+use super::*;
+use crate::retry::INTERRUPTIONS_MAX;
+
+fn check(play: &Play, expected: Expect) {
+    expected.assert_eq(&play.text());
+    let recovered = Play::recovered(play.run.graph(), &play.history, play.now);
+    assert_eq!(recovered.run, play.run, "recovery folds to the same state");
+}
+
+#[test]
+fn steps_in_a_row_run_one_after_the_other() {
+    let mut play = Play::started("a -> b", |spec| spec.output = Some("b".into()));
+    play.succeed("a", 1, &[]);
+    play.succeed("b", 1, &[]);
+    check(
+        &play,
+        expect![[r#"
+            1 run.queued
+            2 run.started
+            3 step.started a 1
+            4 step.completed a 1
+            5 step.started b 1
+            6 step.completed b 1
+            7 run.completed "b"
+        "#]],
+    );
+}
+
+#[test]
+fn branches_run_side_by_side_and_a_join_waits_for_all() {
+    let mut play = Play::started("a -> b; a -> c; b -> d; c -> d", |_| {});
+    play.succeed("a", 1, &[]);
+    play.succeed("c", 1, &[]);
+    play.publish("b", 1);
+    play.succeed("b", 1, &[]);
+    play.succeed("d", 1, &[]);
+    check(
+        &play,
+        expect![[r#"
+            1 run.queued
+            2 run.started
+            3 step.started a 1
+            4 step.completed a 1
+            5 step.started b 1
+            6 step.started c 1
+            7 step.completed c 1
+            8 step.update b 1
+            9 step.completed b 1
+            10 step.started d 1
+            11 step.completed d 1
+            12 run.completed null
+        "#]],
+    );
+}
+
+#[test]
+fn a_branch_that_is_not_taken_is_skipped_to_where_branches_meet_again() {
+    let mut play =
+        Play::started("a -yes-> b; a -no-> c; c -> d; b -> e; d -> e", |spec| spec.output = Some("e".into()));
+    play.succeed("a", 1, &["yes"]);
+    play.succeed("b", 1, &[]);
+    play.succeed("e", 1, &[]);
+    check(
+        &play,
+        expect![[r#"
+            1 run.queued
+            2 run.started
+            3 step.started a 1
+            4 step.completed a 1 yes
+            5 step.skipped c
+            6 step.skipped d
+            7 step.started b 1
+            8 step.completed b 1
+            9 step.started e 1
+            10 step.completed e 1
+            11 run.completed "e"
+        "#]],
+    );
+}
+
+#[test]
+fn a_run_whose_last_steps_are_all_skipped_completes_without_output() {
+    let mut play = Play::started("a -yes-> b; b -> c", |spec| spec.output = Some("c".into()));
+    play.succeed("a", 1, &[]);
+    check(
+        &play,
+        expect![[r#"
+            1 run.queued
+            2 run.started
+            3 step.started a 1
+            4 step.completed a 1
+            5 step.skipped b
+            6 step.skipped c
+            7 run.completed null
+        "#]],
+    );
+}
+
+#[test]
+fn a_skipped_ancestor_is_left_out_of_the_inputs() {
+    let mut play = Play::started("a -yes-> b; a -no-> c; b -> d; c -> d", |spec| {
+        spec.nodes.iter_mut().find(|node| node.id == "d").unwrap().needs = vec!["c".into(), "input".into(), "b".into()];
+    });
+    play.succeed("a", 1, &["yes"]);
+    play.succeed("b", 1, &[]);
+    let d = play.run.graph().index_of(&"d".parse().unwrap()).unwrap();
+    assert_eq!(play.run.inputs_of(d), [("input".to_owned(), payload("1")), ("b".to_owned(), payload("\"b\""))]);
+}
+
+#[test]
+fn a_retryable_failure_rolls_back_waits_longer_each_time_and_gives_up() {
+    let mut play = Play::started("a", |spec| spec.nodes[0].retry.max_attempts = 3);
+    play.publish("a", 1);
+    play.publish("a", 1);
+    play.fail("a", 1, FailureKind::Retryable);
+    play.wait();
+    play.fail("a", 2, FailureKind::Retryable);
+    play.wait();
+    play.publish("a", 3);
+    play.fail("a", 3, FailureKind::Retryable);
+    check(
+        &play,
+        expect![[r#"
+            1 run.queued
+            2 run.started
+            3 step.started a 1
+            4 step.update a 1
+            5 step.update a 1
+            6 step.failed a 1 oops, will retry
+            7 step.rolled_back a 1 from 4 to 5
+            8 step.suspended a Retry until 2000
+            9 run.suspended Retry until 2000
+            10 run.resumed
+            11 step.resumed a
+            12 step.started a 2
+            13 step.failed a 2 oops, will retry
+            14 step.suspended a Retry until 4000
+            15 run.suspended Retry until 4000
+            16 run.resumed
+            17 step.resumed a
+            18 step.started a 3
+            19 step.update a 3
+            20 step.failed a 3 oops
+            21 step.rolled_back a 3 from 19 to 19
+            22 run.failed a oops
+        "#]],
+    );
+}
+
+#[test]
+fn a_run_is_suspended_only_when_nothing_else_moves() {
+    let mut play = Play::started("a; b; c", |_| {});
+    play.fail("a", 1, FailureKind::Retryable);
+    play.fail("b", 1, FailureKind::Retryable);
+    play.succeed("c", 1, &[]);
+    play.wait();
+    play.succeed("a", 2, &[]);
+    play.succeed("b", 2, &[]);
+    check(
+        &play,
+        expect![[r#"
+            1 run.queued
+            2 run.started
+            3 step.started a 1
+            4 step.started b 1
+            5 step.started c 1
+            6 step.failed a 1 oops, will retry
+            7 step.suspended a Retry until 2000
+            8 step.failed b 1 oops, will retry
+            9 step.suspended b Retry until 2000
+            10 step.completed c 1
+            11 run.suspended Retry until 2000
+            12 run.resumed
+            13 step.resumed a
+            14 step.started a 2
+            15 step.resumed b
+            16 step.started b 2
+            17 step.completed a 2
+            18 step.completed b 2
+            19 run.completed null
+        "#]],
+    );
+}
+
+#[test]
+fn a_permanent_failure_ends_the_run_and_its_neighbours() {
+    let mut play = Play::started("a; b", |_| {});
+    play.publish("b", 1);
+    play.fail("a", 1, FailureKind::Permanent);
+    check(
+        &play,
+        expect![[r#"
+            1 run.queued
+            2 run.started
+            3 step.started a 1
+            4 step.started b 1
+            5 step.update b 1
+            6 step.failed a 1 oops
+            7 run.failed a oops
+        "#]],
+    );
+    assert!(play.run.owed().is_empty());
+    let late = Input::Publish { step: step("b"), attempt: 1, topic: "update".into(), payload: payload("1") };
+    assert_eq!(play.try_tell(late, Dice(0)), Err(Refusal::Ended(crate::RunStatus::Failed)));
+}
+
+#[test]
+fn a_label_that_no_edge_carries_fails_the_step_instead_of_skipping_the_rest() {
+    let mut play = Play::started("a -yes-> b", |_| {});
+    play.succeed("a", 1, &["Yes"]);
+    check(
+        &play,
+        expect![[r#"
+            1 run.queued
+            2 run.started
+            3 step.started a 1
+            4 step.failed a 1 unknown_route
+            5 run.failed a unknown_route
+        "#]],
+    );
+}
+
+#[test]
+fn an_attempt_lost_in_a_crash_is_rolled_back_and_does_not_count() {
+    let mut play = Play::started("a", |spec| spec.nodes[0].retry.max_attempts = 1);
+    play.publish("a", 1);
+    play.lose_all_attempts();
+    play.publish("a", 2);
+    play.succeed("a", 2, &[]);
+    check(
+        &play,
+        expect![[r#"
+            1 run.queued
+            2 run.started
+            3 step.started a 1
+            4 step.update a 1
+            5 step.failed a 1 interrupted, will retry
+            6 step.rolled_back a 1 from 4 to 4
+            7 step.started a 2
+            8 step.update a 2
+            9 step.completed a 2
+            10 run.completed null
+        "#]],
+    );
+}
+
+#[test]
+fn a_step_that_takes_the_host_down_every_time_is_given_up() {
+    let mut play = Play::started("a", |_| {});
+    for _ in 0..=INTERRUPTIONS_MAX {
+        play.lose_all_attempts();
+    }
+    let last = play.history.last().unwrap();
+    assert!(
+        matches!(&last.event, Event::RunFailed { failure, .. } if failure.code == "interrupted_too_often"),
+        "{last:?}"
+    );
+}
+
+/// A step that called its failure `interrupted` was once retried for ever: interruptions do not use up attempts.
+#[test]
+fn a_step_cannot_pass_its_own_failure_off_as_an_interruption() {
+    let mut play = Play::started("a", |spec| spec.nodes[0].retry.max_attempts = 2);
+    for attempt in 1..=2 {
+        let result = Err(failure(FailureKind::Retryable, crate::run::INTERRUPTED));
+        play.tell(Input::AttemptEnded { step: step("a"), attempt, result, fuel_used: 1 });
+        if attempt == 1 {
+            play.wait();
+        }
+    }
+    assert_eq!(play.run.status(), Some(crate::RunStatus::Failed));
+}
+
+#[test]
+fn a_run_can_be_cancelled_wherever_it_stands_and_only_once() {
+    let graph = Arc::new(Graph::check(spec("a")).unwrap());
+    let queued = Play::new(&graph);
+    let mut running = queued.clone();
+    running.tell(Input::Start);
+    let mut suspended = running.clone();
+    suspended.fail("a", 1, FailureKind::Retryable);
+    for mut play in [queued, running, suspended] {
+        play.tell(Input::Cancel { reason: Some("enough".into()) });
+        assert_eq!(play.run.owed(), []);
+        let again = play.try_tell(Input::Cancel { reason: None }, Dice(0));
+        assert_eq!(again, Err(Refusal::Ended(crate::RunStatus::Cancelled)));
+    }
+}
+
+#[test]
+fn what_an_older_attempt_or_an_unknown_step_says_is_refused() {
+    let mut play = Play::started("a -> b", |_| {});
+    play.fail("a", 1, FailureKind::Retryable);
+    play.wait();
+    let publish = |id: &str, attempt, topic: &str| Input::Publish {
+        step: step(id),
+        attempt,
+        topic: topic.into(),
+        payload: payload("1"),
+    };
+    let refused = |id: &str, attempt| Err(Refusal::NotUnderWay { step: step(id), attempt });
+    assert_eq!(play.try_tell(publish("a", 1, "update"), Dice(0)), refused("a", 1));
+    assert_eq!(play.try_tell(publish("a", 3, "update"), Dice(0)), refused("a", 3));
+    assert_eq!(play.try_tell(publish("b", 1, "update"), Dice(0)), refused("b", 1));
+    assert_eq!(play.try_tell(publish("x", 1, "update"), Dice(0)), refused("x", 1));
+    assert_eq!(play.try_tell(publish("a", 2, "other"), Dice(0)), Err(Refusal::UnknownTopic));
+    assert_eq!(play.try_tell(publish("a", 2, "update"), Dice(0)), Ok(()));
+    let item = StepId { items: vec![0], ..step("a") };
+    let lost = play.try_tell(Input::AttemptLost { step: item.clone(), attempt: 2 }, Dice(0));
+    assert_eq!(lost, Err(Refusal::NotUnderWay { step: item, attempt: 2 }));
+}
+
+#[test]
+fn a_timer_that_comes_early_changes_nothing() {
+    let mut play = Play::started("a", |_| {});
+    play.fail("a", 1, FailureKind::Retryable);
+    let before = play.text();
+    play.tell(Input::TimerDue);
+    assert_eq!(play.text(), before);
+}
+
+#[test]
+fn events_that_cannot_follow_are_refused_and_change_nothing() {
+    let play = Play::started("a -> b; a -no-> c", |_| {});
+    let mut after_a = play.clone();
+    after_a.succeed("a", 1, &[]);
+    let mut done = after_a.clone();
+    done.succeed("b", 1, &[]);
+    let completed = |id, attempt| Event::StepCompleted {
+        step: step(id),
+        attempt,
+        output: payload("1"),
+        labels: vec![],
+        fuel_used: 0,
+    };
+    let refused = [
+        (&play, Event::RunStarted {}),
+        (&play, Event::RunResumed {}),
+        (&play, Event::RunSuspended { reason: crate::event::SuspendReason::Retry, until: None }),
+        (&play, Event::RunCompleted { output: payload("1") }),
+        (&play, Event::StepStarted { step: step("a"), attempt: 2 }),
+        (&play, Event::StepStarted { step: step("b"), attempt: 1 }),
+        (&play, Event::StepSkipped { step: step("b") }),
+        (&play, completed("a", 2)),
+        (&play, completed("b", 1)),
+        (&play, Event::StepResumed { step: step("a") }),
+        (&play, Event::StepRolledBack { step: step("a"), attempt: 1, first_seq: 1, last_seq: 1 }),
+        (&play, Event::RunFailed { step: Some(step("a")), failure: failure(FailureKind::Permanent, "x") }),
+        (&after_a, completed("a", 1)),
+        (&after_a, Event::StepStarted { step: step("c"), attempt: 1 }),
+        (&after_a, Event::StepStarted { step: step("a"), attempt: 2 }),
+        (&done, Event::RunCancelled { reason: None }),
+        (
+            &done,
+            Event::StepLog { step: step("a"), attempt: 1, level: crate::event::LogLevel::Info, message: String::new() },
+        ),
+    ];
+    for (play, event) in refused {
+        let mut run = play.run.clone();
+        assert!(run.apply(&event).is_err(), "{event:?}");
+        assert_eq!(run, play.run, "{event:?}");
+    }
+}

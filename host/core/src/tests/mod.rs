@@ -1,0 +1,179 @@
+//! What the core promises, told as histories.
+//!
+//! * [`histories`] — small stories with every event written down.
+//! * [`prefixes`] — each story cut off after each event, recovered and finished.
+//! * [`simulation`] — random graphs, outcomes, crashes and cancellations, with properties in plain words.
+
+mod histories;
+mod prefixes;
+mod simulation;
+
+use std::sync::Arc;
+
+use crate::decide::Success;
+use crate::effect::Effect;
+use crate::event::{Event, Recorded};
+use crate::failure::{Failure, FailureKind, FailureSource};
+use crate::graph::tests::spec;
+use crate::graph::{Graph, GraphSpec};
+use crate::ids::{Digest, NodeId, StepId};
+use crate::json::{Json, Payload};
+use crate::retry::Dice;
+use crate::run::Run;
+use crate::time::Timestamp;
+use crate::{Input, Refusal};
+
+/// A run with its history, and a clock that only moves when told to.
+#[derive(Debug, Clone)]
+struct Play {
+    run: Run,
+    now: Timestamp,
+    history: Vec<Recorded>,
+    /// How many events there were after each append: where a crash can cut.
+    appends: Vec<usize>,
+}
+
+fn payload(text: &str) -> Payload {
+    Payload::Inline(Json::parse(text.to_owned()).unwrap())
+}
+
+fn step(id: &str) -> StepId {
+    id.parse::<NodeId>().unwrap().into()
+}
+
+fn failure(kind: FailureKind, code: &str) -> Failure {
+    let message = "it failed".to_owned();
+    Failure {
+        kind,
+        source: FailureSource::Workflow,
+        code: code.to_owned(),
+        message,
+        retry_after_ms: None,
+        details: None,
+    }
+}
+
+impl Play {
+    fn new(graph: &Arc<Graph>) -> Self {
+        let mut play = Self {
+            run: Run::new(Arc::clone(graph)),
+            now: Timestamp::from_millis(1_000),
+            history: vec![],
+            appends: vec![],
+        };
+        play.tell(Input::Queue {
+            workflow: "w".parse().unwrap(),
+            version: Digest::from_bytes([0; 32]),
+            input: payload("1"),
+        });
+        play
+    }
+
+    /// A started run of the graph that the lines describe (see `graph::tests::spec`).
+    fn started(lines: &str, change: impl FnOnce(&mut GraphSpec)) -> Self {
+        let mut spec = spec(lines);
+        change(&mut spec);
+        let mut play = Self::new(&Arc::new(Graph::check(spec).unwrap()));
+        play.tell(Input::Start);
+        play
+    }
+
+    /// The run as it is after recovery from the history.
+    fn recovered(graph: &Arc<Graph>, history: &[Recorded], now: Timestamp) -> Self {
+        let mut run = Run::new(Arc::clone(graph));
+        for recorded in history {
+            run.apply(&recorded.event).unwrap();
+        }
+        Self { run, now, history: history.to_vec(), appends: vec![history.len()] }
+    }
+
+    fn try_tell(&mut self, input: Input, dice: Dice) -> Result<(), Refusal> {
+        let before = self.run.clone();
+        let events = self.run.decide(input, self.now, dice)?;
+        assert_eq!(before, self.run, "deciding changes nothing");
+        for event in events {
+            self.run.apply(&event).unwrap_or_else(|error| panic!("{error}\n{}", self.text()));
+            self.history.push(Recorded { seq: self.run.last_seq(), at: self.now, event });
+        }
+        self.appends.push(self.history.len());
+        Ok(())
+    }
+
+    fn tell(&mut self, input: Input) {
+        self.try_tell(input, Dice(1 << 63)).unwrap();
+    }
+
+    fn succeed(&mut self, id: &str, attempt: u32, labels: &[&str]) {
+        let labels = labels.iter().map(|label| (*label).to_owned()).collect();
+        let result = Ok(Success { output: payload(&format!("\"{id}\"")), labels });
+        self.tell(Input::AttemptEnded { step: step(id), attempt, result, fuel_used: 1 });
+    }
+
+    fn fail(&mut self, id: &str, attempt: u32, kind: FailureKind) {
+        let result = Err(failure(kind, "oops"));
+        self.tell(Input::AttemptEnded { step: step(id), attempt, result, fuel_used: 1 });
+    }
+
+    fn publish(&mut self, id: &str, attempt: u32) {
+        self.tell(Input::Publish { step: step(id), attempt, topic: "update".into(), payload: payload("{}") });
+    }
+
+    /// Waits for the next timer.
+    fn wait(&mut self) {
+        let timers = self.run.owed().into_iter().filter_map(|effect| match effect {
+            Effect::WakeAt { at, .. } => Some(at),
+            _ => None,
+        });
+        self.now = self.now.max(timers.min().expect("a timer is owed"));
+        self.tell(Input::TimerDue);
+    }
+
+    /// Steps that are due or under way.
+    fn running(&self) -> Vec<(StepId, u32)> {
+        let running = self.run.owed().into_iter().filter_map(|effect| match effect {
+            Effect::RunStep { step, attempt, .. } => Some((step, attempt)),
+            _ => None,
+        });
+        running.collect()
+    }
+
+    /// What the host that comes after a crash does first.
+    fn lose_all_attempts(&mut self) {
+        for (step, attempt) in self.running() {
+            self.tell(Input::AttemptLost { step, attempt });
+        }
+    }
+
+    fn text(&self) -> String {
+        self.history.iter().map(line).collect()
+    }
+}
+
+fn line(Recorded { seq, event, .. }: &Recorded) -> String {
+    let what = match event {
+        Event::RunQueued { .. } | Event::RunStarted {} | Event::RunResumed {} => String::new(),
+        Event::RunSuspended { reason, until } => format!("{reason:?} until {}", until.map_or(0, Timestamp::as_millis)),
+        Event::RunCompleted { output: Payload::Inline(json) } => json.as_str().to_owned(),
+        Event::RunCompleted { .. } => "stored".to_owned(),
+        Event::RunFailed { step, failure } => {
+            format!("{} {}", step.as_ref().map(ToString::to_string).unwrap_or_default(), failure.code)
+        }
+        Event::RunCancelled { reason } => reason.clone().unwrap_or_default(),
+        Event::StepStarted { step, attempt }
+        | Event::StepUpdate { step, attempt, .. }
+        | Event::StepLog { step, attempt, .. }
+        | Event::StepArtifact { step, attempt, .. } => format!("{step} {attempt}"),
+        Event::StepSuspended { step, reason, until } => {
+            format!("{step} {reason:?} until {}", until.map_or(0, Timestamp::as_millis))
+        }
+        Event::StepResumed { step } | Event::StepSkipped { step } => step.to_string(),
+        Event::StepCompleted { step, attempt, labels, .. } => format!("{step} {attempt} {}", labels.join(",")),
+        Event::StepFailed { step, attempt, failure, will_retry, .. } => {
+            format!("{step} {attempt} {}{}", failure.code, if *will_retry { ", will retry" } else { "" })
+        }
+        Event::StepRolledBack { step, attempt, first_seq, last_seq } => {
+            format!("{step} {attempt} from {first_seq} to {last_seq}")
+        }
+    };
+    format!("{seq} {} {what}", event.kind()).trim_end().to_owned() + "\n"
+}

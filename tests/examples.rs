@@ -1,0 +1,97 @@
+//! The examples do what they say, on the input that comes with them.
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::support::{Server, check_history};
+
+fn input(example: &str) -> Value {
+    let path = format!("{}/../examples/{example}/input.json", env!("CARGO_MANIFEST_DIR"));
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+async fn file(server: &Server, url: &Value) -> String {
+    server.request(Method::GET, url.as_str().unwrap()).send().await.unwrap().text().await.unwrap()
+}
+
+#[tokio::test]
+async fn document_digest_reads_a_text_in_four_parts_and_writes_a_report() {
+    let server = Server::start();
+    server.deploy("digest", "document_digest").await;
+    // Long enough for work in each part; with markup that must not reach the report as such.
+    let paragraph = "# The well\n\nSteps lead down to the water. <script>alert(1)</script> Water & stone.\n\n";
+    let text = paragraph.repeat(3_000);
+    let run = server.run("digest", json!({"title": "A <b>well</b>", "text": text})).await;
+    assert_eq!(run["status"], "completed", "{run}");
+    assert_eq!(run["output"]["characters"], text.chars().count());
+    let id = run["id"].as_str().unwrap();
+    let updates = check_history(&server.events(id).await);
+    for part in 1..=4 {
+        let progress: Vec<&Value> = updates.iter().map(|u| &u["payload"]).filter(|p| p["part"] == part).collect();
+        assert!(progress.len() > 1, "part {part}: {progress:?}");
+        let last = progress.last().unwrap();
+        assert_eq!(last["done"], last["of"]);
+    }
+    let created = updates.iter().map(|u| &u["payload"]).find(|p| p["type"] == "file_created").unwrap();
+    let report = file(&server, &created["url"]).await;
+    assert!(report.starts_with("<!doctype html>") || report.starts_with("<!DOCTYPE html>"), "{report:.100}");
+    assert!(!report.contains("<script>alert") && !report.contains("<b>well"), "what a text says is shown, not done");
+
+    for input in [input("document-digest"), json!({"title": "", "text": ""})] {
+        assert_eq!(server.run("digest", input).await["status"], "completed");
+    }
+}
+
+#[tokio::test]
+async fn omni_task_tells_its_story_in_messages() {
+    let server = Server::start();
+    server.deploy("omni-task", "omni_task").await;
+    let input = input("omni-task");
+    let run = server.run("omni-task", input.clone()).await;
+    assert_eq!((&run["status"], &run["output"]["exitCode"]), (&json!("completed"), &json!(0)), "{run}");
+    let updates = check_history(&server.events(run["id"].as_str().unwrap()).await);
+    let on = |topic: &'static str| updates.iter().filter(move |u| u["topic"] == topic).map(|u| u["payload"].clone());
+    let statuses: Vec<Value> = on("status").collect();
+    for (status, value) in statuses.iter().zip(["IN_PROGRESS", "DONE"]) {
+        let expected = json!({"taskId": input["taskId"], "status": value, "sessionId": input["sessionId"]});
+        assert_eq!(*status, expected);
+    }
+    assert_eq!(statuses.len(), 2);
+    let messages: Vec<Value> = on("update")
+        .map(|update| {
+            assert_eq!(update["taskId"], input["taskId"]);
+            let message = update["message"].clone();
+            assert!(message["jobId"] == input["jobId"] && message["ts"].is_u64(), "{message}");
+            message
+        })
+        .collect();
+    let of = |kind: &str| messages.iter().filter(|message| message["type"] == kind).collect::<Vec<_>>();
+    assert!(!of("log").is_empty() && of("error").is_empty());
+    assert!(of("log").iter().all(|message| message["data"].is_string()));
+    let [result] = of("result")[..] else { panic!("one result: {messages:?}") };
+    assert!(result["format"] == "text" && result["data"].is_string(), "{result}");
+    assert_eq!(of("done").iter().map(|done| &done["exitCode"]).collect::<Vec<_>>(), [&json!(0)]);
+    assert_eq!(messages.last().unwrap()["type"], "done");
+    let files = of("file_created");
+    assert_eq!(files.len(), 2);
+    for message in files {
+        let content = file(&server, &message["file"]["url"]).await;
+        assert_eq!(content.len() as u64, message["file"]["sizeBytes"].as_u64().unwrap());
+    }
+}
+
+#[tokio::test]
+async fn omni_task_reports_an_error_and_is_done() {
+    let server = Server::start();
+    server.deploy("omni-task", "omni_task").await;
+    let mut bad = input("omni-task");
+    bad["input"] = json!("");
+    let run = server.run("omni-task", bad).await;
+    assert_eq!((&run["status"], &run["output"]["exitCode"]), (&json!("completed"), &json!(1)), "{run}");
+    let updates = check_history(&server.events(run["id"].as_str().unwrap()).await);
+    let kinds: Vec<&str> = updates.iter().filter_map(|u| u["payload"]["message"]["type"].as_str()).collect();
+    let place = |kind: &str| kinds.iter().position(|known| *known == kind);
+    assert!(place("error").is_some() && place("error") < place("done") && place("result").is_none(), "{kinds:?}");
+    let error = updates.iter().map(|u| &u["payload"]["message"]).find(|m| m["type"] == "error").unwrap();
+    assert!(error["code"].is_string() && error["message"].is_string());
+}

@@ -1,0 +1,324 @@
+//! The journal on storage that crashes at every sync, and what it refuses.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::sync::{Arc, Mutex};
+
+use redb::StorageBackend;
+use sha2::{Digest as _, Sha256};
+use stepwell::journal::{
+    Batch, Content, Created, IdempotencyKey, Journal, JournalError, RedbJournal, RunFilter, RunSummary,
+};
+use stepwell_core::json::ContentRef;
+use stepwell_core::{Digest, Event, Json, NodeId, Payload, Recorded, RunId, RunKey, RunStatus, Seq, Timestamp};
+
+/// Storage in memory that knows what would survive a power cut.
+#[derive(Debug, Clone)]
+struct Disk(Arc<Mutex<Image>>);
+
+#[derive(Debug)]
+struct Image {
+    /// What a reader sees.
+    live: Vec<u8>,
+    /// What was there at the last sync.
+    durable: Vec<u8>,
+    /// What was written since.
+    unsynced: Vec<(u64, Vec<u8>)>,
+    syncs: u64,
+    /// The sync at which the power goes.
+    fails_at: u64,
+}
+
+impl Disk {
+    fn new(durable: Vec<u8>, fails_at: u64) -> Self {
+        Self(Arc::new(Mutex::new(Image { live: durable.clone(), durable, unsynced: vec![], syncs: 0, fails_at })))
+    }
+
+    fn with<T>(&self, what: impl FnOnce(&mut Image) -> T) -> T {
+        what(&mut self.0.lock().unwrap())
+    }
+
+    /// What is on the disk after the power cut: the last sync, and any of the writes after it. `torn` decides which.
+    fn survivor(&self, torn: u64) -> Vec<u8> {
+        self.with(|image| {
+            let mut bytes = image.durable.clone();
+            for (number, (offset, data)) in image.unsynced.iter().enumerate() {
+                if torn >> (number % 64) & 1 == 1 {
+                    let end = *offset as usize + data.len();
+                    bytes.resize(bytes.len().max(end), 0);
+                    bytes[*offset as usize..end].copy_from_slice(data);
+                }
+            }
+            bytes
+        })
+    }
+}
+
+impl StorageBackend for Disk {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.with(|image| image.live.len() as u64))
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.with(|image| out.copy_from_slice(&image.live[offset as usize..offset as usize + out.len()]));
+        Ok(())
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.with(|image| {
+            image.live.resize(len as usize, 0);
+            image.durable.resize(len as usize, 0);
+        });
+        Ok(())
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.with(|image| {
+            image.syncs += 1;
+            if image.syncs >= image.fails_at {
+                return Err(io::Error::other("the power is gone"));
+            }
+            image.durable.clone_from(&image.live);
+            image.unsynced.clear();
+            Ok(())
+        })
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.with(|image| {
+            image.live[offset as usize..offset as usize + data.len()].copy_from_slice(data);
+            image.unsynced.push((offset, data.to_vec()));
+        });
+        Ok(())
+    }
+}
+
+fn key(n: u8) -> RunKey {
+    RunKey { tenant: "acme".parse().unwrap(), run: RunId::from_bytes([n; 16]) }
+}
+
+fn json(text: &str) -> Payload {
+    Payload::Inline(Json::parse(text.to_owned()).unwrap())
+}
+
+fn batch(before: Option<&RunSummary>, first_seq: Seq, events: Vec<Event>, contents: Vec<Content>) -> Batch {
+    let at = Timestamp::from_millis(1_000 + first_seq);
+    let summary = RunSummary::after(before, first_seq, at, &events);
+    Batch { at, events, contents, summary }
+}
+
+fn first_events() -> Vec<Event> {
+    let version = Digest::from_bytes([9; 32]);
+    let step = "a".parse::<NodeId>().unwrap().into();
+    vec![
+        Event::RunQueued { workflow: "w".parse().unwrap(), version, input: json("1") },
+        Event::RunStarted {},
+        Event::StepStarted { step, attempt: 1 },
+    ]
+}
+
+fn update(n: u64) -> Event {
+    let step = "a".parse::<NodeId>().unwrap().into();
+    Event::StepUpdate { step, attempt: 1, topic: "t".into(), payload: json(&n.to_string()) }
+}
+
+/// A batch for the nth append of a run: an update, sometimes with content that lives apart, at last the end.
+fn nth_batch(run: u8, n: u64, last_seq: Seq, summary: &RunSummary) -> Batch {
+    if n == 5 {
+        return batch(Some(summary), last_seq + 1, vec![Event::RunCompleted { output: json("2") }], vec![]);
+    }
+    let bytes = vec![run ^ n as u8; 100_000];
+    let sha256 = Digest::from_bytes(Sha256::digest(&bytes).into());
+    let step = "a".parse::<NodeId>().unwrap().into();
+    let content = ContentRef { sha256, size_bytes: bytes.len() as u64 };
+    let file = Event::StepArtifact { step, attempt: 1, name: "f".into(), media_type: "a/b".into(), content };
+    if n % 2 == 0 {
+        batch(Some(summary), last_seq + 1, vec![update(n), update(n + 100)], vec![])
+    } else {
+        batch(Some(summary), last_seq + 1, vec![file], vec![Content { sha256, bytes: bytes.into() }])
+    }
+}
+
+/// Several runs at once, so that appends share transactions. Returns what was acknowledged, in order, for each run.
+async fn work(journal: &Arc<RedbJournal>) -> BTreeMap<u8, Vec<Event>> {
+    let runs = (1..=4u8).map(|run| {
+        let journal = Arc::clone(journal);
+        tokio::spawn(async move {
+            let mut acknowledged = Vec::new();
+            let first = batch(None, 1, first_events(), vec![]);
+            let mut summary = first.summary.clone().unwrap();
+            let wanted = IdempotencyKey { key: format!("k{run}"), fingerprint: Digest::from_bytes([run; 32]) };
+            if journal.create(&key(run), first.clone(), Some(wanted)).await.is_err() {
+                return (run, acknowledged);
+            }
+            acknowledged.extend(first.events);
+            for n in 0..=5 {
+                let next = nth_batch(run, n, acknowledged.len() as Seq, &summary);
+                if journal.append(&key(run), acknowledged.len() as Seq, next.clone()).await.is_err() {
+                    break;
+                }
+                summary = next.summary.unwrap_or(summary);
+                acknowledged.extend(next.events);
+            }
+            (run, acknowledged)
+        })
+    });
+    let mut all = BTreeMap::new();
+    for run in runs.collect::<Vec<_>>() {
+        let (run, acknowledged) = run.await.unwrap();
+        all.insert(run, acknowledged);
+    }
+    all
+}
+
+/// What must hold after any crash.
+async fn check(journal: &RedbJournal, acknowledged: &BTreeMap<u8, Vec<Event>>, what: &str) {
+    let unfinished = journal.unfinished(None, 100).unwrap();
+    for (run, events) in acknowledged {
+        let key = key(*run);
+        let found = journal.read(&key, 0, usize::MAX).unwrap();
+        for (Recorded { seq, .. }, expected) in found.iter().zip(1..) {
+            assert_eq!(*seq, expected, "{what}: numbers have no gaps");
+        }
+        let found: Vec<Event> = found.into_iter().map(|recorded| recorded.event).collect();
+        assert!(found.starts_with(events), "{what}: what was acknowledged of run {run} is there, in order");
+        // At most the one append that nobody has heard of is there besides, and all of it.
+        let more = found.len() - events.len();
+        let whole = [0, 1, 2, if events.is_empty() { 3 } else { 0 }];
+        assert!(whole.contains(&more), "{what}: run {run} has {more} more events");
+        let summary = journal.summary(&key).unwrap();
+        let status = found.iter().rev().find_map(RunStatus::after);
+        assert_eq!(summary.map(|summary| summary.status), status, "{what}: the summary says what the events say");
+        let open = status.is_some_and(|status| !status.is_terminal());
+        assert_eq!(unfinished.contains(&key), open, "{what}: run {run} is unfinished exactly when it is");
+        for content in found.iter().filter_map(Event::content) {
+            let bytes =
+                journal.content(&key.tenant, &content.sha256).unwrap().expect("content is there with its event");
+            assert_eq!(Digest::from_bytes(Sha256::digest(&bytes).into()), content.sha256);
+        }
+        // And it goes on from there.
+        if open {
+            let next = batch(None, found.len() as Seq + 1, vec![update(7)], vec![]);
+            journal.append(&key, found.len() as Seq, next).await.unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_power_cut_at_any_sync_loses_nothing_that_was_acknowledged() {
+    let whole = Disk::new(vec![], u64::MAX);
+    let journal = Arc::new(RedbJournal::open_backend(whole.clone()).unwrap());
+    let all = work(&journal).await;
+    assert!(all.values().all(|events| matches!(events.last(), Some(Event::RunCompleted { .. }))));
+    let syncs = whole.with(|image| image.syncs);
+    assert!(syncs > 10, "{syncs} syncs");
+
+    for fails_at in 1..=syncs + 2 {
+        let disk = Disk::new(vec![], fails_at);
+        let Ok(journal) = RedbJournal::open_backend(disk.clone()) else { continue };
+        let journal = Arc::new(journal);
+        let acknowledged = work(&journal).await;
+        for torn in [0, u64::MAX, 0x5555_5555_5555_5555, 0x9e37_79b9_7f4a_7c15u64.rotate_left(fails_at as u32)] {
+            let what = format!("power cut at sync {fails_at} of {syncs}, torn {torn:x}");
+            let survivor = Disk::new(disk.survivor(torn), u64::MAX);
+            let reopened = RedbJournal::open_backend(survivor).unwrap_or_else(|error| panic!("{what}: {error}"));
+            check(&reopened, &acknowledged, &what).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_journal_that_failed_once_accepts_nothing_any_more() {
+    let disk = Disk::new(vec![], u64::MAX);
+    let journal = Arc::new(RedbJournal::open_backend(disk.clone()).unwrap());
+    disk.with(|image| image.fails_at = image.syncs + 1);
+    let first = batch(None, 1, first_events(), vec![]);
+    let failed = journal.create(&key(1), first.clone(), None).await;
+    assert!(matches!(failed, Err(JournalError::Storage { .. })), "{failed:?}");
+    tokio::time::timeout(crate::support::PATIENCE, journal.broken()).await.unwrap();
+    disk.with(|image| image.fails_at = u64::MAX);
+    let refused = journal.create(&key(2), first, None).await;
+    assert!(matches!(refused, Err(JournalError::Closed)), "{refused:?}");
+    assert!(!journal.is_writable());
+}
+
+#[tokio::test]
+async fn of_two_writers_one_is_refused_and_nothing_of_it_is_kept() {
+    let journal = RedbJournal::open_backend(Disk::new(vec![], u64::MAX)).unwrap();
+    let first = batch(None, 1, first_events(), vec![]);
+    assert_eq!(journal.create(&key(1), first.clone(), None).await.unwrap(), Created::New);
+    let again = journal.create(&key(1), first, None).await;
+    assert!(matches!(again, Err(JournalError::Fenced { found: 3, expected: 0, .. })), "{again:?}");
+    let appends = (0..20).map(|n| journal.append(&key(1), 3, batch(None, 4, vec![update(n)], vec![])));
+    let results = futures_util::future::join_all(appends).await;
+    assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 1);
+    for refused in results.iter().filter_map(|result| result.as_ref().err()) {
+        assert!(matches!(refused, JournalError::Fenced { found: 4, expected: 3, .. }), "{refused:?}");
+    }
+    assert_eq!(journal.read(&key(1), 0, usize::MAX).unwrap().len(), 4);
+    let ahead = journal.append(&key(1), 9, batch(None, 10, vec![update(1)], vec![])).await;
+    assert!(matches!(ahead, Err(JournalError::Fenced { .. })), "{ahead:?}");
+    let unknown = journal.append(&key(2), 3, batch(None, 4, vec![update(1)], vec![])).await;
+    assert!(matches!(unknown, Err(JournalError::Fenced { found: 0, .. })), "{unknown:?}");
+}
+
+#[tokio::test]
+async fn retention_deletes_a_run_with_all_that_only_it_refers_to() {
+    let journal = Arc::new(RedbJournal::open_backend(Disk::new(vec![], u64::MAX)).unwrap());
+    let tenant = key(1).tenant;
+    let shared: Content = {
+        let bytes = vec![1u8; 70_000];
+        Content { sha256: Digest::from_bytes(Sha256::digest(&bytes).into()), bytes: bytes.into() }
+    };
+    let own: Content = {
+        let bytes = vec![2u8; 70_000];
+        Content { sha256: Digest::from_bytes(Sha256::digest(&bytes).into()), bytes: bytes.into() }
+    };
+    for run in 1..=3u8 {
+        let first = batch(None, 1, first_events(), vec![shared.clone()]);
+        let summary = first.summary.clone().unwrap();
+        let wanted = IdempotencyKey { key: format!("k{run}"), fingerprint: Digest::from_bytes([run; 32]) };
+        journal.create(&key(run), first, Some(wanted)).await.unwrap();
+        let contents = if run == 1 { vec![own.clone()] } else { vec![] };
+        if run != 3 {
+            let end = Event::RunCompleted { output: json("1") };
+            journal.append(&key(run), 3, batch(Some(&summary), 4, vec![end], contents)).await.unwrap();
+        }
+    }
+    let before = |ms| Timestamp::from_millis(ms);
+    assert_eq!(journal.delete_runs_ended_before(&tenant, before(1_000)).await.unwrap(), 0);
+    assert_eq!(journal.delete_runs_ended_before(&tenant, before(2_000)).await.unwrap(), 2);
+    assert_eq!(
+        journal.delete_runs_ended_before(&tenant, before(u64::MAX)).await.unwrap(),
+        0,
+        "an unfinished run stays"
+    );
+    let listed = journal.runs(&tenant, &RunFilter::default(), 10).unwrap();
+    assert_eq!(listed.runs.iter().map(|(run, _)| *run).collect::<Vec<_>>(), [key(3).run]);
+    assert_eq!(journal.read(&key(1), 0, usize::MAX).unwrap(), []);
+    assert_eq!(journal.read(&key(3), 0, usize::MAX).unwrap().len(), 3);
+    assert!(journal.content(&tenant, &own.sha256).unwrap().is_none(), "nobody refers to it any more");
+    assert!(journal.content(&tenant, &shared.sha256).unwrap().is_some(), "the third run does");
+
+    assert_eq!(journal.delete_old_idempotency_keys(before(2_000)).await.unwrap(), 0);
+    let later = before(2_000 + stepwell::journal::IDEMPOTENCY_TTL_MS);
+    assert_eq!(journal.delete_old_idempotency_keys(later).await.unwrap(), 3);
+}
+
+#[tokio::test]
+async fn one_tenants_lists_hold_nothing_of_anothers() {
+    let journal = RedbJournal::open_backend(Disk::new(vec![], u64::MAX)).unwrap();
+    let mut owners: HashMap<&str, Vec<RunId>> = HashMap::new();
+    // Names that are each other's beginnings.
+    for (n, tenant) in ["a", "a-b", "ab", "a0", "b"].into_iter().enumerate() {
+        for run in 0..3u8 {
+            let key = RunKey { tenant: tenant.parse().unwrap(), run: RunId::from_bytes([n as u8 * 10 + run; 16]) };
+            journal.create(&key, batch(None, 1, first_events(), vec![]), None).await.unwrap();
+            owners.entry(tenant).or_default().insert(0, key.run);
+        }
+    }
+    for (tenant, runs) in owners {
+        let page = journal.runs(&tenant.parse().unwrap(), &RunFilter::default(), 100).unwrap();
+        assert_eq!(page.runs.iter().map(|(run, _)| *run).collect::<Vec<_>>(), runs, "{tenant}");
+    }
+}
