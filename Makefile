@@ -35,7 +35,8 @@ check: wasm ## Formatting, lints and documentation, with warnings as errors
 	$(CARGO) fmt --all --check
 	cd examples && $(CARGO) fmt --all --check
 	$(CARGO) clippy $(PROFILE) --locked --workspace --all-targets -- -D warnings
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc $(PROFILE) --locked --workspace --no-deps
+	cd examples && CARGO_TARGET_DIR=$(CURDIR)/$(GUEST_DIR) $(CARGO) clippy $(PROFILE) --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc $(PROFILE) --locked --workspace --no-deps --document-private-items
 
 bench: guests ## Prints what this machine does, and writes it to target/bench.json (QUICK=1: a rough look)
 	$(CARGO) build $(PROFILE) --locked -p stepwell-bench

@@ -41,17 +41,16 @@ sources=$(git ls-files '*.md' '*.rs' 2> /dev/null || find . -name target -prune 
 
 say "document-digest: $(echo "$sources" | wc -l) files of this repository, $(($(wc -c < "$work/sources.json") / 1024)) KiB"
 "$server" deploy document-digest "$components/document_digest.component.wasm"
-"$server" run document-digest --input "@$work/sources.json" --follow --json > "$work/digest" &
-follower=$!
 code=0
-wait $follower || code=$?
-id=$(sed -n '1s/.*"run_id": *"\([^"]*\)".*/\1/p' "$work/digest")
-"$server" events "$id" | cut -c 1-160
-report=$("$server" run-info "$id" | sed -n 's/^artifact *\([^ ]*\).*/\1/p')
-if [ "$code" = 0 ] && [ -n "$report" ]; then
-  mkdir -p target
-  curl -sf -H "Authorization: Bearer dev" "$STEPWELL_URL$report" -o target/report.html || code=1
-  say "the report is in target/report.html (and at $STEPWELL_URL$report)"
+"$server" run document-digest --input "@$work/sources.json" --follow | tee "$work/digest" | cut -c 1-160 || code=$?
+id=$(sed -n '1s/^run //p' "$work/digest")
+if [ "$code" = 0 ]; then
+  report=$("$server" run-info "$id" | sed -n 's/^artifact *\([^ ]*\).*/\1/p')
+  say "the report: $STEPWELL_URL$report"
+  if command -v curl > /dev/null; then
+    curl -sf -H "Authorization: Bearer dev" "$STEPWELL_URL$report" -o target/report.html
+    echo "also in target/report.html"
+  fi
 fi
 
 if [ "$code" = 0 ]; then

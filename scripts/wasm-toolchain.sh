@@ -40,17 +40,15 @@ echo "the Rust target $target cannot be added; taking a compiler for it from Deb
 rm -rf "$dir"
 mkdir -p "$dir/packages" "$dir/root"
 
-# The standard library's package carries the compiler's version in its name, and names the LLVM it needs.
-version() { apt-cache policy "$1" 2> /dev/null | sed -n 's/^ *Candidate: //p' | grep -v none; }
-version rustc-web > /dev/null || apt-get update > /dev/null 2>&1 || true
-version rustc-web > /dev/null || give_up "Debian's packages do not have rustc-web"
-depends() { apt-cache show "$1" | sed -n 's/^Depends: //p' | head -n 1 | tr ',' '\n' | sed 's/[ (|].*//;s/^ *//' ; }
-std=$(apt-cache show rustc-web | sed -n 's/^Depends: //p' | head -n 1 | grep -o 'libstd-rust-web-[0-9.]*[0-9]' | head -n 1)
-[ -n "$std" ] || std=$(apt-cache show libstd-rust-web-dev | sed -n 's/^Depends: //p' | head -n 1 | grep -o 'libstd-rust-web-[0-9.]*[0-9]' | head -n 1)
+# The standard library's package carries the compiler's version in its name, and names the LLVM that it needs.
+available() { apt-cache show "$1" > /dev/null 2>&1; }
+depends() { { apt-cache show "$1" | sed -n 's/^Depends: //p' | head -n 1 | grep -o "$2" | head -n 1; } 2> /dev/null || true; }
+available rustc-web || apt-get update > /dev/null 2>&1 || true
+available rustc-web || give_up "Debian's packages do not have rustc-web"
+std=$(depends libstd-rust-web-dev 'libstd-rust-web-[0-9.]*[0-9]')
 [ -n "$std" ] || give_up "the package of Rust's standard library cannot be found"
-llvm=$(apt-cache show "$std" | sed -n 's/^Depends: //p' | head -n 1 | grep -o 'libllvm[0-9][0-9.]*' | head -n 1 || true)
-packages="rustc-web libstd-rust-web-dev $std rust-web-src ${llvm:-}"
-apt-cache show rust-web-llvm > /dev/null 2>&1 && packages="$packages rust-web-llvm"
+packages="rustc-web libstd-rust-web-dev $std rust-web-src $(depends "$std" 'libllvm[0-9][0-9.]*')"
+if available rust-web-llvm; then packages="$packages rust-web-llvm"; fi
 
 (cd "$dir/packages" && apt-get download $packages > log 2>&1) || { cat "$dir/packages/log" >&2; give_up "Debian's packages cannot be downloaded"; }
 for package in "$dir"/packages/*.deb; do dpkg -x "$package" "$dir/root"; done

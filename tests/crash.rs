@@ -50,10 +50,10 @@ async fn acknowledged_runs_survive_being_killed_again_and_again() {
         server.crash();
         for start in starting {
             // What was answered before the crash counts; what was not may or may not exist.
-            if let Ok(Ok(response)) = start.await {
-                if let Ok(run) = response.json::<Value>().await {
-                    accepted.push((run["id"].as_str().unwrap().to_owned(), Value::Null));
-                }
+            if let Ok(Ok(response)) = start.await
+                && let Ok(run) = response.json::<Value>().await
+            {
+                accepted.push((run["id"].as_str().unwrap().to_owned(), Value::Null));
             }
         }
     }

@@ -132,7 +132,7 @@ fn nth_batch(run: u8, n: u64, last_seq: Seq, summary: &RunSummary) -> Batch {
     let step = "a".parse::<NodeId>().unwrap().into();
     let content = ContentRef { sha256, size_bytes: bytes.len() as u64 };
     let file = Event::StepArtifact { step, attempt: 1, name: "f".into(), media_type: "a/b".into(), content };
-    if n % 2 == 0 {
+    if n.is_multiple_of(2) {
         batch(Some(summary), last_seq + 1, vec![update(n), update(n + 100)], vec![])
     } else {
         batch(Some(summary), last_seq + 1, vec![file], vec![Content { sha256, bytes: bytes.into() }])

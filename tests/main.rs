@@ -2,6 +2,14 @@
 //!
 //! Guests come from `make guests`. Each test starts what it needs on a port of its own and stops it.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a panic is how a test says what is wrong; helpers outside of test functions say it too"
+)]
+
 mod api;
 mod cli;
 mod crash;

@@ -28,7 +28,7 @@ async fn early_late_and_returning_subscribers_see_the_same() {
     let middle = tokio::spawn(middle.rest());
     // One that lets go after every third frame and comes back with what it saw last.
     let mut returning: Vec<Frame> = Vec::new();
-    while !returning.last().is_some_and(|last| last.event == "run.completed") {
+    while returning.last().is_none_or(|last| last.event != "run.completed") {
         let mut frames = server.follow(&id, returning.last().map(|last| last.id)).await;
         for _ in 0..3 {
             match frames.next().await {

@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 
 use super::App;
 use super::auth::Operator;
-use super::problem::{self, Problem};
+use super::problem::{self, Problem, ProblemBody};
 use super::wire::{ApiKeyBody, NewKey, NewKeyBody, NewTenant, Page, TenantBody};
 use crate::clock;
 use crate::journal::catalog::TenantRecord;
@@ -24,8 +24,8 @@ const RETENTION_DAYS_MAX: u32 = 3650;
 #[utoipa::path(post, path = "/v1/admin/tenants", tag = "admin", request_body = NewTenant,
     responses(
         (status = 201, body = TenantBody),
-        (status = 409, description = "`tenant_exists`", body = Problem),
-        (status = 422, description = "`invalid_body`", body = Problem),
+        (status = 409, description = "`tenant_exists`", body = ProblemBody),
+        (status = 422, description = "`invalid_body`", body = ProblemBody),
     ))]
 pub(super) async fn create_tenant(
     State(app): State<App>,
@@ -59,7 +59,7 @@ pub(super) async fn tenants(State(app): State<App>, _: Operator) -> Result<Answe
 
 /// Creates an API key for a tenant. The answer is the only one that shows it.
 #[utoipa::path(post, path = "/v1/admin/keys", tag = "admin", request_body = NewKey,
-    responses((status = 201, body = NewKeyBody), (status = 404, description = "`unknown_tenant`", body = Problem)))]
+    responses((status = 201, body = NewKeyBody), (status = 404, description = "`unknown_tenant`", body = ProblemBody)))]
 pub(super) async fn create_key(
     State(app): State<App>,
     _: Operator,
@@ -83,7 +83,7 @@ pub(super) async fn keys(State(app): State<App>, _: Operator) -> Result<Answer<P
 /// Stops accepting an API key, from the next request on.
 #[utoipa::path(post, path = "/v1/admin/keys/{id}/revoke", tag = "admin",
     params(("id" = String, Path, description = "The key's id: the middle part of the key.")),
-    responses((status = 200, body = ApiKeyBody), (status = 404, description = "`unknown_key`", body = Problem)))]
+    responses((status = 200, body = ApiKeyBody), (status = 404, description = "`unknown_key`", body = ProblemBody)))]
 pub(super) async fn revoke_key(
     State(app): State<App>,
     _: Operator,

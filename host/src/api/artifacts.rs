@@ -10,7 +10,7 @@ use utoipa::IntoParams;
 
 use super::App;
 use super::auth::Tenant;
-use super::problem::Problem;
+use super::problem::{Problem, ProblemBody};
 use super::runs::query;
 use super::wire::{ArtifactBody, Page};
 use crate::journal::Journal;
@@ -29,7 +29,7 @@ pub(super) struct ListQuery {
 
 /// The files that a run has stored and not rolled back, oldest first.
 #[utoipa::path(get, path = "/v1/artifacts", tag = "artifacts", params(ListQuery),
-    responses((status = 200, body = Page<ArtifactBody>), (status = 404, description = "`unknown_run`", body = Problem)))]
+    responses((status = 200, body = Page<ArtifactBody>), (status = 404, description = "`unknown_run`", body = ProblemBody)))]
 pub(super) async fn list(
     State(app): State<App>,
     tenant: Tenant,
@@ -47,7 +47,7 @@ pub(super) async fn list(
     params(("id" = String, Path, description = "The artifact's id.")),
     responses(
         (status = 200, description = "The file, with the media type that its step gave it."),
-        (status = 404, description = "`unknown_artifact`", body = Problem),
+        (status = 404, description = "`unknown_artifact`", body = ProblemBody),
     ))]
 pub(super) async fn get(State(app): State<App>, tenant: Tenant, Path(id): Path<String>) -> Result<Response, Problem> {
     let unknown = || Problem::not_found("unknown_artifact", "there is no such artifact");

@@ -17,7 +17,7 @@ use utoipa::IntoParams;
 
 use super::App;
 use super::auth::Tenant;
-use super::problem::Problem;
+use super::problem::{Problem, ProblemBody};
 use super::runs::{limit, query};
 use super::wire::{EventBody, Page, PageInfo};
 use crate::journal::{Journal, RedbJournal};
@@ -82,7 +82,7 @@ impl Filter {
     responses(
         (status = 200, description = "A page, or with `Accept: text/event-stream` a stream: `id` is the event's seq, `event` its kind, `data` the event. The terminal event is the last.", body = Page<EventBody>),
         (status = 204, description = "A stream was asked for and nothing follows: the run has ended. A browser stops connecting again."),
-        (status = 404, description = "`unknown_run`", body = Problem),
+        (status = 404, description = "`unknown_run`", body = ProblemBody),
     ))]
 pub(super) async fn get(
     State(app): State<App>,

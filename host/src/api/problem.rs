@@ -18,9 +18,14 @@ use crate::sandbox::UploadError;
 /// Bytes over the limit that are read, and forgotten, so that the answer gets through.
 const DISCARDED_BYTES_MAX: usize = 32 << 20;
 
-/// A refused or failed request.
+/// A refused or failed request. Boxed, because it travels in the error of every handler.
+#[derive(Debug, Clone)]
+pub(super) struct Problem(Box<ProblemBody>);
+
+/// What the client is told.
 #[derive(Debug, Clone, Serialize, ToSchema)]
-pub(super) struct Problem {
+#[schema(as = Problem)]
+pub(super) struct ProblemBody {
     /// `urn:stepwell:problem:` and the code.
     #[serde(rename = "type")]
     kind: String,
@@ -48,7 +53,7 @@ fn status_number<S: serde::Serializer>(status: &StatusCode, serializer: S) -> Re
 
 impl Problem {
     pub(super) fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
-        Self {
+        Self(Box::new(ProblemBody {
             kind: format!("urn:stepwell:problem:{code}"),
             title: status.canonical_reason().unwrap_or("Error"),
             status,
@@ -56,11 +61,11 @@ impl Problem {
             code,
             source: "platform",
             more: Map::new(),
-        }
+        }))
     }
 
     pub(super) fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
-        self.more.insert(name.to_owned(), value.into());
+        self.0.more.insert(name.to_owned(), value.into());
         self
     }
 
@@ -97,8 +102,8 @@ impl Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let status = self.status;
-        let body = serde_json::to_vec(&self).unwrap_or_default();
+        let status = self.0.status;
+        let body = serde_json::to_vec(&self.0).unwrap_or_default();
         let mut response = (status, body).into_response();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));

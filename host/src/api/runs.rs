@@ -15,7 +15,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::App;
 use super::auth::Tenant;
-use super::problem::{self, Problem};
+use super::problem::{self, Problem, ProblemBody};
 use super::wire::{Page, PageInfo, RunBody, StepBody};
 use super::workflows;
 use crate::journal::{IdempotencyKey, Journal, RunFilter};
@@ -62,9 +62,9 @@ pub(super) struct StartBody<'a> {
     responses(
         (status = 202, description = "The run is accepted.", body = RunBody),
         (status = 200, description = "With `Prefer: wait`: the run has ended.", body = RunBody),
-        (status = 404, description = "`unknown_workflow`, `unknown_version`", body = Problem),
-        (status = 413, description = "`too_large`", body = Problem),
-        (status = 422, description = "`invalid_json`, `invalid_body`, `invalid_input`, `idempotency_mismatch`", body = Problem),
+        (status = 404, description = "`unknown_workflow`, `unknown_version`", body = ProblemBody),
+        (status = 413, description = "`too_large`", body = ProblemBody),
+        (status = 422, description = "`invalid_json`, `invalid_body`, `invalid_input`, `idempotency_mismatch`", body = ProblemBody),
     ))]
 pub(super) async fn start(
     State(app): State<App>,
@@ -180,7 +180,7 @@ pub(super) fn limit(asked: Option<usize>, default: usize, most: usize) -> Result
 
 /// The tenant's runs, newest first.
 #[utoipa::path(get, path = "/v1/runs", tag = "runs", params(ListQuery),
-    responses((status = 200, body = Page<RunBody>), (status = 400, description = "`invalid_query`", body = Problem)))]
+    responses((status = 200, body = Page<RunBody>), (status = 400, description = "`invalid_query`", body = ProblemBody)))]
 pub(super) async fn list(
     State(app): State<App>,
     tenant: Tenant,
@@ -199,7 +199,7 @@ pub(super) async fn list(
 /// A run, with its input and its output or failure.
 #[utoipa::path(get, path = "/v1/runs/{id}", tag = "runs",
     params(("id" = String, Path, description = "The run's id.")),
-    responses((status = 200, body = RunBody), (status = 404, description = "`unknown_run`", body = Problem)))]
+    responses((status = 200, body = RunBody), (status = 404, description = "`unknown_run`", body = ProblemBody)))]
 pub(super) async fn get(
     State(app): State<App>,
     tenant: Tenant,
@@ -211,7 +211,7 @@ pub(super) async fn get(
 /// The steps of a run with their attempts, in the order of the graph's nodes.
 #[utoipa::path(get, path = "/v1/runs/{id}/steps", tag = "runs",
     params(("id" = String, Path, description = "The run's id.")),
-    responses((status = 200, body = Page<StepBody>), (status = 404, description = "`unknown_run`", body = Problem)))]
+    responses((status = 200, body = Page<StepBody>), (status = 404, description = "`unknown_run`", body = ProblemBody)))]
 pub(super) async fn steps(
     State(app): State<App>,
     tenant: Tenant,
@@ -241,8 +241,8 @@ pub(super) struct CancelBody {
     request_body = CancelBody,
     responses(
         (status = 200, description = "The run is cancelled.", body = RunBody),
-        (status = 404, description = "`unknown_run`", body = Problem),
-        (status = 409, description = "`run_ended`", body = Problem),
+        (status = 404, description = "`unknown_run`", body = ProblemBody),
+        (status = 409, description = "`run_ended`", body = ProblemBody),
     ))]
 pub(super) async fn cancel(
     State(app): State<App>,

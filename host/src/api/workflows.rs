@@ -9,7 +9,7 @@ use stepwell_core::{Digest, WorkflowName};
 
 use super::App;
 use super::auth::Tenant;
-use super::problem::{self, Problem};
+use super::problem::{self, Problem, ProblemBody};
 use super::wire::{Page, VersionBody, WorkflowBody};
 use crate::clock;
 use crate::journal::catalog::VersionRecord;
@@ -30,8 +30,8 @@ pub(super) fn name(text: &str) -> Result<WorkflowName, Problem> {
     request_body(content = Vec<u8>, content_type = "application/wasm", description = "A component, at most 16 MiB."),
     responses(
         (status = 201, description = "The version is stored.", body = VersionBody),
-        (status = 413, description = "`too_large`", body = Problem),
-        (status = 422, description = "`not_a_component`, `core_module`, `invalid_component`, `forbidden_imports`, `wrong_exports`, `incompatible_component`, `describe_failed`, `invalid_graph`, `compile_limit`, `invalid_name`", body = Problem),
+        (status = 413, description = "`too_large`", body = ProblemBody),
+        (status = 422, description = "`not_a_component`, `core_module`, `invalid_component`, `forbidden_imports`, `wrong_exports`, `incompatible_component`, `describe_failed`, `invalid_graph`, `compile_limit`, `invalid_name`", body = ProblemBody),
     ))]
 pub(super) async fn deploy(
     State(app): State<App>,
@@ -70,7 +70,7 @@ pub(super) async fn list(State(app): State<App>, tenant: Tenant) -> Result<Answe
 /// A workflow.
 #[utoipa::path(get, path = "/v1/workflows/{name}", tag = "workflows",
     params(("name" = String, Path, description = "The workflow's name.")),
-    responses((status = 200, body = WorkflowBody), (status = 404, description = "`unknown_workflow`", body = Problem)))]
+    responses((status = 200, body = WorkflowBody), (status = 404, description = "`unknown_workflow`", body = ProblemBody)))]
 pub(super) async fn get(
     State(app): State<App>,
     tenant: Tenant,
@@ -83,7 +83,7 @@ pub(super) async fn get(
 /// The versions of a workflow.
 #[utoipa::path(get, path = "/v1/workflows/{name}/versions", tag = "workflows",
     params(("name" = String, Path, description = "The workflow's name.")),
-    responses((status = 200, body = Page<VersionBody>), (status = 404, description = "`unknown_workflow`", body = Problem)))]
+    responses((status = 200, body = Page<VersionBody>), (status = 404, description = "`unknown_workflow`", body = ProblemBody)))]
 pub(super) async fn versions(
     State(app): State<App>,
     tenant: Tenant,
@@ -102,7 +102,7 @@ pub(super) async fn versions(
         ("name" = String, Path, description = "The workflow's name."),
         ("version" = String, Path, description = "SHA-256 of the component, in lower-case hex."),
     ),
-    responses((status = 200, body = VersionBody), (status = 404, description = "`unknown_version`", body = Problem)))]
+    responses((status = 200, body = VersionBody), (status = 404, description = "`unknown_version`", body = ProblemBody)))]
 pub(super) async fn version(
     State(app): State<App>,
     tenant: Tenant,

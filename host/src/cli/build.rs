@@ -85,6 +85,9 @@ struct Toolchain {
 
 impl Toolchain {
     fn find(manifest: &Path) -> anyhow::Result<Self> {
+        if let Some(file) = std::env::var_os("STEPWELL_WASM_TOOLCHAIN") {
+            return Self::read(Path::new(&file));
+        }
         if is_installed() {
             return Ok(Self::default());
         }
@@ -102,11 +105,8 @@ impl Toolchain {
         )
     }
 
-    /// The settings that `make` has left: named by a variable, or in a folder above the crate or this one.
+    /// The settings that `make` has left in a folder above the crate or this one.
     fn file(manifest: &Path) -> Option<PathBuf> {
-        if let Some(file) = std::env::var_os("STEPWELL_WASM_TOOLCHAIN") {
-            return Some(file.into());
-        }
         let starts = [manifest.canonicalize().ok(), std::env::current_dir().ok()];
         let found = |start: &PathBuf| start.ancestors().map(|dir| dir.join(TOOLCHAIN_FILE)).find(|file| file.is_file());
         starts.iter().flatten().find_map(found)

@@ -193,10 +193,10 @@ impl Driver {
             let (reply, answer) = oneshot::channel();
             let Some(inbox) = self.shared.inbox_of(key) else { break };
             let sent = inbox.send(Message::Cancel { reason: reason.clone(), reply });
-            if sent.is_ok() {
-                if let Ok(answer) = answer.await {
-                    return Ok(answer?);
-                }
+            if sent.is_ok()
+                && let Ok(answer) = answer.await
+            {
+                return Ok(answer?);
             }
         }
         Err(CancelError::Unavailable)

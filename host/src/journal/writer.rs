@@ -332,11 +332,10 @@ fn reserve(
     let Some(Idempotency { key, wanted }) = idempotency else { return Ok(Ok(Created::New)) };
     let mut table = transaction.open_table(IDEMPOTENCY).map_err(storage("open the idempotency keys"))?;
     let stored = table.get(key.as_slice()).map_err(storage("look for an idempotency key"))?;
-    if let Some(entry) = stored.and_then(|value| IdempotencyEntry::decode(value.value())) {
-        if at.millis_since(entry.at) < IDEMPOTENCY_TTL_MS {
-            let same = entry.fingerprint == *wanted.fingerprint.as_bytes();
-            return Ok(if same { Ok(Created::Existing(entry.run)) } else { Err(JournalError::IdempotencyMismatch) });
-        }
+    let stored = stored.and_then(|value| IdempotencyEntry::decode(value.value()));
+    if let Some(entry) = stored.filter(|entry| at.millis_since(entry.at) < IDEMPOTENCY_TTL_MS) {
+        let same = entry.fingerprint == *wanted.fingerprint.as_bytes();
+        return Ok(if same { Ok(Created::Existing(entry.run)) } else { Err(JournalError::IdempotencyMismatch) });
     }
     let entry = IdempotencyEntry { at, run: *run, fingerprint: *wanted.fingerprint.as_bytes() };
     table.insert(key.as_slice(), entry.encode().as_slice()).map_err(storage("write an idempotency key"))?;

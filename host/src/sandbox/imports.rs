@@ -1,4 +1,4 @@
-//! What a guest can ask for. Each import checks its limits, takes its price in fuel, and passes on to [`StepHost`].
+//! What a guest can ask for. Each import checks its limits, takes its price in fuel, and passes on to [`StepHost`](super::StepHost).
 //!
 //! Linked by hand rather than through generated traits, because each call takes fuel from the store.
 

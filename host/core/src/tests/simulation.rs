@@ -143,8 +143,10 @@ fn play(seed: u64) -> (Plan, Play) {
     (plan, play)
 }
 
+type Property = fn(&Plan, &Play) -> bool;
+
 /// The properties, each over a whole history.
-const PROPERTIES: &[(&str, fn(&Plan, &Play) -> bool)] = &[
+const PROPERTIES: &[(&str, Property)] = &[
     ("recovery folds to the same state", |plan, play| {
         Play::recovered(&plan.graph, &play.history, play.now).run == play.run
     }),
