@@ -43,7 +43,7 @@ async fn whoever_prefers_to_wait_gets_the_ended_run() {
     let server = Server::start();
     server.deploy("noop", "stepwell_noop").await;
     server.deploy("probe", "stepwell_probe").await;
-    let response = server.post_run("noop", json!(7)).header("prefer", "wait=30").send().await.unwrap();
+    let response = server.post_run("noop", json!(7)).header("prefer", "Wait=\"30\"").send().await.unwrap();
     assert_eq!(response.status(), StatusCode::OK);
     assert_eq!(response.headers()["preference-applied"], "wait=30");
     let run: Value = response.json().await.unwrap();
@@ -190,6 +190,47 @@ async fn large_values_arrive_whole_wherever_they_are_shown() {
 }
 
 #[tokio::test]
+async fn pages_end_by_size_and_steps_come_in_pages() {
+    let server = Server::start();
+    server.deploy("noop", "stepwell_noop").await;
+    let large = json!("x".repeat(3 << 20));
+    let run = server.run("noop", large).await;
+    let id = run["id"].as_str().unwrap();
+    let page = server.get(&format!("/v1/runs/{id}/events?limit=1000")).await;
+    let count = page["data"].as_array().unwrap().len();
+    assert!(count < 10 && page["page"]["has_more"] == true, "{count} events of 3 MiB on a page");
+    assert_eq!(server.events(id).await.len(), 23, "nothing is left out");
+    let steps = server.get(&format!("/v1/runs/{id}/steps?limit=4&cursor=8")).await;
+    let nodes: Vec<&str> =
+        steps["data"].as_array().unwrap().iter().map(|step| step["node"].as_str().unwrap()).collect();
+    assert_eq!((nodes, &steps["page"]["has_more"]), (vec!["s9", "s10"], &json!(false)));
+    let first = &steps["data"][0];
+    assert_eq!((&first["output"], &first["output_size_bytes"]), (&Value::Null, &json!((3 << 20) + 2)));
+}
+
+#[tokio::test]
+async fn events_have_the_fields_that_the_description_names() {
+    let server = Server::start();
+    server.deploy("probe", "stepwell_probe").await;
+    let document = server.anonymous(Method::GET, "/openapi.json").send().await.unwrap().json::<Value>().await.unwrap();
+    let described = document["components"]["schemas"]["Event"]["properties"].as_object().unwrap();
+    let mut seen = std::collections::HashSet::new();
+    for input in [
+        json!({"fail_node": "join", "fail_first": 1, "files": 1, "route": "left"}),
+        json!({"fail_node": "begin", "fail_first": 1, "permanent": true}),
+    ] {
+        let run = server.run("probe", input).await;
+        for event in server.events(run["id"].as_str().unwrap()).await {
+            seen.extend(event.as_object().unwrap().keys().cloned());
+        }
+    }
+    let described: std::collections::HashSet<String> = described.keys().cloned().collect();
+    assert_eq!(seen.difference(&described).collect::<Vec<_>>(), [&String::new(); 0], "written and not described");
+    // Fan-outs come later.
+    assert_eq!(described.difference(&seen).collect::<Vec<_>>(), ["items"], "described and never written");
+}
+
+#[tokio::test]
 async fn numbers_and_text_come_back_as_they_were_written() {
     let server = Server::start();
     server.deploy("noop", "stepwell_noop").await;
@@ -238,6 +279,7 @@ async fn bad_requests_get_a_code_and_start_nothing() {
         (get(&format!("/v1/artifacts/{no_run}-1")), 404, "unknown_artifact"),
         (get("/v1/workflows/nope"), 404, "unknown_workflow"),
         (get("/v1/workflows/noop/versions/abc"), 404, "unknown_version"),
+        (get("/v1/runs/%ff"), 400, "invalid_path"),
         (get("/v1/nothing"), 404, "unknown_route"),
         (post("/v1/runs", "{}".into()), 405, "method_not_allowed"),
     ];

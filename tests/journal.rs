@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 
 use redb::StorageBackend;
 use sha2::{Digest as _, Sha256};
@@ -14,10 +14,13 @@ use stepwell_core::{Digest, Event, Json, NodeId, Payload, Recorded, RunId, RunKe
 
 /// Storage in memory that knows what would survive a power cut.
 #[derive(Debug, Clone)]
-struct Disk(Arc<Mutex<Image>>);
+pub(crate) struct Disk {
+    image: Arc<Mutex<Image>>,
+    released: Arc<Condvar>,
+}
 
 #[derive(Debug)]
-struct Image {
+pub(crate) struct Image {
     /// What a reader sees.
     live: Vec<u8>,
     /// What was there at the last sync.
@@ -27,15 +30,23 @@ struct Image {
     syncs: u64,
     /// The sync at which the power goes.
     fails_at: u64,
+    held: bool,
 }
 
 impl Disk {
-    fn new(durable: Vec<u8>, fails_at: u64) -> Self {
-        Self(Arc::new(Mutex::new(Image { live: durable.clone(), durable, unsynced: vec![], syncs: 0, fails_at })))
+    pub(crate) fn new(durable: Vec<u8>, fails_at: u64) -> Self {
+        let image = Image { live: durable.clone(), durable, unsynced: vec![], syncs: 0, fails_at, held: false };
+        Self { image: Arc::new(Mutex::new(image)), released: Arc::default() }
     }
 
     fn with<T>(&self, what: impl FnOnce(&mut Image) -> T) -> T {
-        what(&mut self.0.lock().unwrap())
+        what(&mut self.image.lock().unwrap())
+    }
+
+    /// Makes every sync wait for as long as what this returns lives.
+    pub(crate) fn hold(&self) -> Held<'_> {
+        self.with(|image| image.held = true);
+        Held(self)
     }
 
     /// What is on the disk after the power cut: the last sync, and any of the writes after it. `torn` decides which.
@@ -51,6 +62,16 @@ impl Disk {
             }
             bytes
         })
+    }
+}
+
+/// A disk that stands still.
+pub(crate) struct Held<'a>(&'a Disk);
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.0.with(|image| image.held = false);
+        self.0.released.notify_all();
     }
 }
 
@@ -73,6 +94,11 @@ impl StorageBackend for Disk {
     }
 
     fn sync_data(&self) -> io::Result<()> {
+        let mut image = self.image.lock().unwrap();
+        while image.held {
+            image = self.released.wait(image).unwrap();
+        }
+        drop(image);
         self.with(|image| {
             image.syncs += 1;
             if image.syncs >= image.fails_at {

@@ -161,6 +161,11 @@ async fn a_browser_that_comes_back_after_the_end_is_told_to_stop_asking() {
     };
     assert_eq!(stream("23").await.unwrap().status(), StatusCode::NO_CONTENT);
     assert_eq!(stream("99").await.unwrap().status(), StatusCode::NO_CONTENT);
+    // A position that there never was ends with the run, and not never.
+    server.deploy("probe", "stepwell_probe").await;
+    let id = server.start_run("probe", json!({"busy_ms": 50})).await;
+    let beyond = server.follow(&id, Some(1_000_000)).await;
+    assert_eq!(beyond.rest().await, []);
     let last = stream("22").await.unwrap();
     assert_eq!(last.headers()["x-accel-buffering"], "no");
     assert_eq!(last.text().await.unwrap().matches("data:").count(), 1);

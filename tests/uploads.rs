@@ -86,6 +86,9 @@ async fn what_is_no_workflow_is_refused_by_name_and_nothing_is_stored() {
     let bad_name = server.request(Method::POST, path).body(guest("stepwell_noop")).send().await.unwrap();
     assert_eq!(problem(bad_name).await, (422, "invalid_name".to_owned()));
     assert_eq!(server.get("/v1/workflows").await["data"], json!([]), "nothing was stored");
+    let code = std::fs::read_dir(server.data_dir().join("code")).unwrap();
+    let left = code.flat_map(|dir| std::fs::read_dir(dir.unwrap().path()).unwrap()).count();
+    assert_eq!(left, 0, "nor the code of what was refused");
 }
 
 #[tokio::test]

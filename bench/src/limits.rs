@@ -230,8 +230,13 @@ impl Chain {
         // Held over `spawn`: with several threads the attempt may have ended, and put its successor here, before
         // `spawn` returns.
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        let attempt =
-            self.sandbox.spawn(&self.step.tenant, move || Ok(step.job()), || None, move |end| chain.ended(end));
+        let attempt = self.sandbox.spawn(
+            &self.step.tenant,
+            self.step.version,
+            move || Ok(step.job()),
+            || None,
+            move |end| chain.ended(end),
+        );
         *current = Some(attempt);
     }
 

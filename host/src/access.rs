@@ -6,7 +6,6 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::{PoisonError, RwLock};
 
@@ -111,9 +110,11 @@ pub fn operator_key(data_dir: &Path) -> io::Result<String> {
         Err(error) => return Err(error),
     }
     let key = format!("sw_operator_{}", hex::encode(clock::random_bytes::<32>()));
-    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+    // Under another name first: a crash must not leave a file without a key.
+    let mut file = tempfile::NamedTempFile::new_in(data_dir)?; // readable by its owner alone
     writeln!(file, "{key}")?;
-    file.sync_all()?;
+    file.as_file().sync_all()?;
+    file.persist_noclobber(&path)?;
     Ok(key)
 }
 

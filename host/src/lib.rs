@@ -20,5 +20,6 @@ pub mod clock;
 pub mod driver;
 pub mod journal;
 pub mod maintenance;
+mod permits;
 pub mod sandbox;
 pub mod streams;

@@ -3,7 +3,7 @@
 //! Owns: reading on from a position, and waiting for more.
 //! Does not: keep events in memory. The [tail](crate::journal::Tail) says how far the journal goes, and what there is
 //! is read from the journal itself, so history and live are the same thing: there is no cut-over to lose events in, no
-//! buffer to overflow, and a subscriber that is slow holds nothing but its position.
+//! buffer to overflow, and a subscriber that is slow holds its position and at most one page.
 //! Keeps: whoever starts after `n` gets `n + 1`, `n + 2`, … without gap or repetition, up to the terminal event.
 
 use std::sync::Arc;
@@ -48,10 +48,10 @@ impl<J: Journal> RunStream<J> {
     /// The next events, at least one; waits for them. `None` after the terminal event. Cancel safe: events are given
     /// out only by returning.
     pub async fn next(&mut self) -> Result<Option<Vec<Recorded>>, JournalError> {
+        let state = self.tail.beyond(self.after).await;
         if self.is_at_end() {
             return Ok(None);
         }
-        let state = self.tail.beyond(self.after).await;
         let page = self.journal.read(&self.key, self.after, PAGE_BYTES)?;
         match page.last() {
             Some(last) => self.after = last.seq,

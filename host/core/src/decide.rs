@@ -6,12 +6,12 @@
 use std::collections::{HashMap, VecDeque};
 
 use crate::event::{Event, LogLevel, SuspendReason};
-use crate::failure::{Failure, FailureKind};
+use crate::failure::{Failure, FailureKind, INTERRUPTED};
 use crate::graph::{Graph, NodeIndex};
 use crate::ids::{Digest, NodeId, StepId, WorkflowName};
 use crate::json::{ContentRef, Json, Payload};
-use crate::retry::{Dice, INTERRUPTIONS_MAX};
-use crate::run::{INTERRUPTED, Run, RunStatus, Step, StepState, is_taken};
+use crate::retry::{Dice, INTERRUPTIONS_MAX, RetryPolicy};
+use crate::run::{Run, RunStatus, Step, StepState, Taken};
 use crate::time::Timestamp;
 
 /// Something that just happened outside.
@@ -225,10 +225,14 @@ impl Run {
         dice: Dice,
     ) -> Result<Vec<Event>, Refusal> {
         let (index, state) = self.under_way(&step, attempt)?;
-        let retry = self.graph.node(index).map(|node| node.retry).unwrap_or_default();
+        let policy = self.graph.node(index).map(|node| node.retry).unwrap_or_default();
         let next_attempt_at = match failure.kind {
             FailureKind::Permanent => None,
-            FailureKind::Retryable => retry.next_attempt_at(state.failures + 1, failure.retry_after_ms, now, dice),
+            FailureKind::Retryable if failure.is_the_hosts() => {
+                let patience = RetryPolicy { max_attempts: INTERRUPTIONS_MAX, ..RetryPolicy::default() };
+                patience.next_attempt_at(state.interruptions + 1, None, now, dice)
+            }
+            FailureKind::Retryable => policy.next_attempt_at(state.failures + 1, failure.retry_after_ms, now, dice),
         };
         let mut events = vec![Event::StepFailed {
             step: step.clone(),
@@ -334,19 +338,19 @@ impl Resolution {
     fn of(run: &Run, index: NodeIndex, labels: &[String]) -> Self {
         let mut found = Self::default();
         let mut changed: HashMap<NodeIndex, (usize, usize)> = HashMap::new();
-        let mut resolved = VecDeque::from([(index, Some(labels))]);
-        while let Some((index, labels)) = resolved.pop_front() {
+        let mut resolved = VecDeque::from([(index, Taken::by(labels))]);
+        while let Some((index, edges)) = resolved.pop_front() {
             for edge in run.graph.node(index).into_iter().flat_map(|node| &node.outgoing) {
                 let (Some(step), Some(node)) = (run.steps.get(edge.target), run.graph.node(edge.target)) else {
                     continue;
                 };
                 let (unresolved, taken) = changed.entry(edge.target).or_insert((step.unresolved, step.taken));
                 *unresolved -= 1;
-                *taken += usize::from(is_taken(edge.label.as_deref(), labels));
+                *taken += usize::from(edges.takes(edge));
                 match (*unresolved, *taken) {
                     (0, 0) => {
                         found.skipped.push(node.id.clone());
-                        resolved.push_back((edge.target, None));
+                        resolved.push_back((edge.target, Taken::None));
                     }
                     (0, _) => found.started.push(node.id.clone()),
                     _ => {}

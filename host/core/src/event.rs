@@ -272,7 +272,7 @@ impl Event {
 pub struct Recorded {
     /// Its number in the run.
     pub seq: Seq,
-    /// When it was decided.
+    /// When it was decided, to the append: events of one append share the time of the last of them.
     pub at: Timestamp,
     /// The fact.
     pub event: Event,

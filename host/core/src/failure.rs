@@ -43,7 +43,19 @@ pub struct Failure {
     pub details: Option<Json>,
 }
 
+/// The code of an attempt that was cut off because the host stopped.
+pub const INTERRUPTED: &str = "interrupted";
+/// The code of an attempt that the host could not run.
+pub const UNAVAILABLE: &str = "sandbox_unavailable";
+
 impl Failure {
+    /// Whether the host is at fault and not the step: such an attempt does not use up the policy's attempts. A step may
+    /// use the same codes for what it likes.
+    #[must_use]
+    pub fn is_the_hosts(&self) -> bool {
+        self.source == FailureSource::Platform && matches!(self.code.as_str(), INTERRUPTED | UNAVAILABLE)
+    }
+
     /// A failure that the host declares.
     #[must_use]
     pub fn platform(kind: FailureKind, code: &str, message: impl Into<String>) -> Self {

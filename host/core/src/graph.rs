@@ -15,6 +15,8 @@ use crate::retry::{ATTEMPTS_MAX, RetryPolicy, WAIT_MS_MAX};
 pub const NODES_MAX: usize = 10_000;
 /// Edges in a graph: five a node on average in the largest one.
 pub const EDGES_MAX: usize = 50_000;
+/// Needs of all nodes together: as many as there can be edges.
+pub const NEEDS_MAX: usize = EDGES_MAX;
 /// Topics of a workflow.
 pub const TOPICS_MAX: usize = 64;
 /// Bytes of a node's description.
@@ -129,10 +131,11 @@ pub struct Node {
     pub outgoing: Vec<Outgoing>,
     /// How many edges end here.
     pub incoming: usize,
+    labels: HashSet<String>,
 }
 
 /// A value that a step is handed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Need {
     /// The run's input.
     Input,
@@ -196,7 +199,7 @@ impl Node {
     /// Whether some edge out of this node carries the label.
     #[must_use]
     pub fn has_label(&self, label: &str) -> bool {
-        self.outgoing.iter().any(|edge| edge.label.as_deref() == Some(label))
+        self.labels.contains(label)
     }
 }
 
@@ -225,6 +228,7 @@ impl Checker {
             ("nodes", spec.nodes.len(), NODES_MAX),
             ("edges", spec.edges.len(), EDGES_MAX),
             ("topics", spec.topics.len(), TOPICS_MAX),
+            ("needs", spec.nodes.iter().map(|node| node.needs.len()).sum(), NEEDS_MAX),
         ];
         for (field, count, most) in counts {
             if count > most {
@@ -237,8 +241,8 @@ impl Checker {
         self.check_words(&spec);
         let by_id = self.check_nodes(&spec);
         let (outgoing, sources) = self.check_edges(&spec, &by_id);
-        self.check_cycles(&spec, &outgoing);
-        let needs = self.check_needs(&spec, &by_id, &sources);
+        let order = self.check_cycles(&spec, &outgoing);
+        let needs = self.check_needs(&spec, &by_id, &sources, &order);
         let output = self.check_output(&spec, &by_id);
 
         if self.unreported > 0 {
@@ -251,7 +255,9 @@ impl Checker {
         let nodes =
             spec.nodes.iter().zip(needs).zip(outgoing).zip(sources).map(|(((node, needs), outgoing), sources)| {
                 let id = node.id.parse().map_err(|_| Vec::new())?; // cannot fail: check_nodes reported it
-                Ok(Node { id, needs, retry: node.retry, limits: node.limits, outgoing, incoming: sources.len() })
+                let labels = outgoing.iter().filter_map(|edge| edge.label.clone()).collect();
+                let (retry, limits) = (node.retry, node.limits);
+                Ok(Node { id, needs, retry, limits, outgoing, incoming: sources.len(), labels })
             });
         let nodes: Vec<Node> = nodes.collect::<Result<_, Vec<Problem>>>()?;
         let by_id = nodes.iter().enumerate().map(|(index, node)| (node.id.clone(), index)).collect();
@@ -391,18 +397,20 @@ impl Checker {
     }
 
     /// Takes away nodes that nothing leads to until none is left; what cannot be taken away is on, or behind, a cycle.
-    fn check_cycles(&mut self, spec: &GraphSpec, outgoing: &[Vec<Outgoing>]) {
+    /// Returns the nodes in an order in which every edge leads forward; incomplete when there is a cycle.
+    fn check_cycles(&mut self, spec: &GraphSpec, outgoing: &[Vec<Outgoing>]) -> Vec<NodeIndex> {
         let mut incoming = vec![0usize; spec.nodes.len()];
-        let targets = || outgoing.iter().flatten().map(|edge| edge.target);
-        for target in targets() {
+        for target in outgoing.iter().flatten().map(|edge| edge.target) {
             if let Some(count) = incoming.get_mut(target) {
                 *count += 1;
             }
         }
         let mut free: Vec<NodeIndex> = (0..spec.nodes.len()).filter(|index| incoming.get(*index) == Some(&0)).collect();
         let mut left: BTreeSet<NodeIndex> = (0..spec.nodes.len()).collect();
+        let mut order = Vec::with_capacity(spec.nodes.len());
         while let Some(index) = free.pop() {
             left.remove(&index);
+            order.push(index);
             for edge in outgoing.get(index).into_iter().flatten() {
                 if let Some(count) = incoming.get_mut(edge.target) {
                     *count -= 1;
@@ -415,17 +423,14 @@ impl Checker {
         // Only nodes that lead on to another stuck node can be on the cycle itself.
         let leads_on =
             |index: &NodeIndex| outgoing.get(*index).into_iter().flatten().any(|edge| left.contains(&edge.target));
-        let stuck: Vec<&str> = left
-            .iter()
-            .filter(|index| leads_on(index))
-            .filter_map(|index| spec.nodes.get(*index))
-            .map(|node| clip(&node.id))
-            .collect();
+        let stuck = left.iter().filter(|index| leads_on(index)).filter_map(|index| spec.nodes.get(*index));
+        let stuck: Vec<&str> = stuck.map(|node| clip(&node.id)).collect();
         if !stuck.is_empty() {
             let shown = stuck.get(..10).unwrap_or(&stuck).join("`, `");
             let more = if stuck.len() > 10 { ", …" } else { "" };
             self.problem(None, "edges", "cycle", format!("the edges between `{shown}`{more} form a cycle"));
         }
+        order
     }
 
     fn check_needs(
@@ -433,17 +438,19 @@ impl Checker {
         spec: &GraphSpec,
         by_id: &HashMap<&str, NodeIndex>,
         sources: &[Vec<NodeIndex>],
+        order: &[NodeIndex],
     ) -> Vec<Vec<Need>> {
+        // Where there is a cycle, what leads to what is told with it.
+        let ancestors = (order.len() == spec.nodes.len()).then(|| Ancestors::of(spec.nodes.len(), sources, order));
         let mut all = Vec::with_capacity(spec.nodes.len());
         for (index, node) in spec.nodes.iter().enumerate() {
             let mut needs: Vec<Need> = Vec::with_capacity(node.needs.len());
-            let mut ancestors = None; // looked up only for a need that is no direct source
+            let mut seen = HashSet::new();
             for name in &node.needs {
                 let need = if name == "input" {
                     Need::Input
                 } else if let Some(found) = by_id.get(name.as_str()).copied() {
-                    let direct = sources.get(index).is_some_and(|sources| sources.contains(&found));
-                    if !direct && !ancestors.get_or_insert_with(|| ancestors_of(index, sources)).contains(&found) {
+                    if ancestors.as_ref().is_some_and(|ancestors| !ancestors.contain(index, found)) {
                         let message = format!("no path leads from `{}` to this node", clip(name));
                         self.problem(Some(&node.id), "needs", "not_an_ancestor", message);
                     }
@@ -452,13 +459,9 @@ impl Checker {
                     self.problem(Some(&node.id), "needs", "unknown_node", format!("`{}` is no node", clip(name)));
                     continue;
                 };
-                if needs.contains(&need) {
-                    self.problem(
-                        Some(&node.id),
-                        "needs",
-                        "duplicate_need",
-                        format!("`{}` is needed twice", clip(name)),
-                    );
+                if !seen.insert(need) {
+                    let message = format!("`{}` is needed twice", clip(name));
+                    self.problem(Some(&node.id), "needs", "duplicate_need", message);
                 }
                 needs.push(need);
             }
@@ -477,17 +480,36 @@ impl Checker {
     }
 }
 
-fn ancestors_of(index: NodeIndex, sources: &[Vec<NodeIndex>]) -> HashSet<NodeIndex> {
-    let mut found = HashSet::new();
-    let mut open = vec![index];
-    while let Some(index) = open.pop() {
-        for source in sources.get(index).into_iter().flatten() {
-            if found.insert(*source) {
-                open.push(*source);
+/// The ancestors of every node, a bit for each: 12.5 MB for the largest graph, and one pass over its edges.
+struct Ancestors {
+    words: usize,
+    bits: Vec<u64>,
+}
+
+impl Ancestors {
+    fn of(nodes: usize, sources: &[Vec<NodeIndex>], order: &[NodeIndex]) -> Self {
+        let words = nodes.div_ceil(64);
+        let mut this = Self { words, bits: vec![0; words * nodes] };
+        for index in order.iter().copied() {
+            for source in sources.get(index).into_iter().flatten().copied() {
+                // Ancestors of the source first: they come before it in the order, so they are complete.
+                for word in 0..words {
+                    let inherited = this.bits.get(source * words + word).copied().unwrap_or(0);
+                    if let Some(bits) = this.bits.get_mut(index * words + word) {
+                        *bits |= inherited;
+                    }
+                }
+                if let Some(bits) = this.bits.get_mut(index * words + source / 64) {
+                    *bits |= 1 << (source % 64);
+                }
             }
         }
+        this
     }
-    found
+
+    fn contain(&self, index: NodeIndex, ancestor: NodeIndex) -> bool {
+        self.bits.get(index * self.words + ancestor / 64).is_some_and(|bits| bits >> (ancestor % 64) & 1 == 1)
+    }
 }
 
 /// The start of a name, for a message.

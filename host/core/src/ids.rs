@@ -165,11 +165,9 @@ impl FromStr for RunId {
 
     fn from_str(text: &str) -> Result<Self, InvalidName> {
         let invalid = InvalidName { kind: "a run id", reason: "is a UUID" };
-        // One spelling only, so that a run has one URL.
-        if text.len() != 36 {
-            return Err(invalid);
-        }
-        Uuid::try_parse(text).map(Self).map_err(|_| invalid)
+        // One spelling only, lower case with hyphens, so that a run has one URL.
+        let id = Uuid::try_parse(text).map(Self).map_err(|_| invalid.clone())?;
+        if id.to_string() == text { Ok(id) } else { Err(invalid) }
     }
 }
 

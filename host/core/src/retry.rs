@@ -10,8 +10,8 @@ pub const WAIT_MS_MAX: u64 = 24 * 60 * 60 * 1000;
 /// The most attempts a policy may allow. A step that fails a hundred times wants a person.
 pub const ATTEMPTS_MAX: u32 = 100;
 
-/// How often an attempt of one step may be cut off by a stopping host before the step counts as what stops it.
-/// Interruptions do not use up attempts, so without this a step that takes the host down would do so for ever.
+/// How many attempts of one step may end through the host's fault before the step counts as what is at fault. They do
+/// not use up the policy's attempts, so without this a step that takes the host down would do so for ever.
 pub const INTERRUPTIONS_MAX: u32 = 100;
 
 /// Exponential backoff with jitter. See `retry-policy` in `wit/graph.wit` for ranges.

@@ -3,15 +3,14 @@
 //! The same [`Run::apply`] is used live and in recovery; there is no other way for state to change. It refuses
 //! every event that cannot follow, so a history that folds is a history that could have happened.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use crate::effect::Effect;
 use crate::event::{Event, SuspendReason};
-use crate::failure::{Failure, FailureSource};
-use crate::graph::{Graph, Need, Node, NodeIndex};
+use crate::graph::{Graph, Need, Node, NodeIndex, Outgoing};
 use crate::ids::{Seq, StepId};
 use crate::json::{Json, Payload};
 use crate::time::Timestamp;
@@ -139,7 +138,7 @@ pub(crate) struct Step {
     pub(crate) attempts: u32,
     /// Failed attempts that count against the retry policy.
     pub(crate) failures: u32,
-    /// Attempts cut off by a stopping host.
+    /// Attempts that ended through no fault of the step: cut off by a stopping host, or never run.
     pub(crate) interruptions: u32,
     /// The first and last update or artifact of the last attempt.
     pub(crate) updates: Option<(Seq, Seq)>,
@@ -165,9 +164,6 @@ pub(crate) enum StepState {
     Skipped,
     Cancelled,
 }
-
-/// The code of an attempt that was cut off because the host stopped. It does not use up the policy's attempts.
-pub const INTERRUPTED: &str = "interrupted";
 
 impl Run {
     /// A run of this graph before its first event.
@@ -352,11 +348,11 @@ impl Run {
             Event::StepCompleted { step: id, attempt, output, labels, .. } => {
                 let step = self.running(id, *attempt)?;
                 step.state = StepState::Completed { output: output.clone() };
-                self.close(id, Some(labels))?;
+                self.close(id, &Taken::by(labels))?;
             }
             Event::StepFailed { step: id, attempt, failure, will_retry, .. } => {
                 let step = self.running(id, *attempt)?;
-                if is_interruption(failure) {
+                if failure.is_the_hosts() && *will_retry {
                     step.interruptions += 1;
                 } else {
                     step.failures += 1;
@@ -395,7 +391,7 @@ impl Run {
                     return Err("the step is not to be skipped".to_owned());
                 }
                 step.state = StepState::Skipped;
-                self.close(id, None)?;
+                self.close(id, &Taken::None)?;
             }
             Event::RunQueued { .. }
             | Event::RunStarted {}
@@ -415,8 +411,8 @@ impl Run {
         !self.active.is_empty() && self.active.iter().all(|index| waits(*index))
     }
 
-    /// Resolves the edges out of a step that completed (with these labels) or was skipped.
-    fn close(&mut self, id: &StepId, labels: Option<&[String]>) -> Result<(), String> {
+    /// Resolves the edges out of a step that completed or was skipped.
+    fn close(&mut self, id: &StepId, taken: &Taken<'_>) -> Result<(), String> {
         let (index, _) = self.step(id)?;
         self.active.remove(&index);
         self.open -= 1;
@@ -424,7 +420,7 @@ impl Run {
         for edge in graph.node(index).into_iter().flat_map(|node| &node.outgoing) {
             if let Some(target) = self.steps.get_mut(edge.target) {
                 target.unresolved -= 1;
-                target.taken += usize::from(is_taken(edge.label.as_deref(), labels));
+                target.taken += usize::from(taken.takes(edge));
             }
         }
         Ok(())
@@ -468,16 +464,24 @@ impl Step {
     }
 }
 
-/// Whether a failure is an attempt that was cut off. A step may use the same code for what it likes.
-fn is_interruption(failure: &Failure) -> bool {
-    failure.source == FailureSource::Platform && failure.code == INTERRUPTED
+/// Which edges out of a resolved step are taken.
+pub(crate) enum Taken<'a> {
+    /// The step has completed: the unlabelled ones, and those with these labels.
+    Labels(HashSet<&'a str>),
+    /// The step was skipped: none.
+    None,
 }
 
-/// Whether an edge is taken once its source has completed with these labels, or was skipped (`None`).
-pub(crate) fn is_taken(edge: Option<&str>, labels: Option<&[String]>) -> bool {
-    match (edge, labels) {
-        (_, None) => false,
-        (None, Some(_)) => true,
-        (Some(edge), Some(labels)) => labels.iter().any(|label| label == edge),
+impl<'a> Taken<'a> {
+    pub(crate) fn by(labels: &'a [String]) -> Self {
+        Self::Labels(labels.iter().map(String::as_str).collect())
+    }
+
+    pub(crate) fn takes(&self, edge: &Outgoing) -> bool {
+        match (self, edge.label.as_deref()) {
+            (Self::None, _) => false,
+            (Self::Labels(_), None) => true,
+            (Self::Labels(labels), Some(label)) => labels.contains(label),
+        }
     }
 }

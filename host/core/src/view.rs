@@ -2,9 +2,12 @@
 //!
 //! Projections, made from events when somebody asks. Nothing is decided from them.
 
+use std::ops::Range;
+use std::sync::Arc;
+
 use crate::event::{Event, Recorded, SuspendReason};
 use crate::failure::Failure;
-use crate::graph::Graph;
+use crate::graph::{Graph, Node, NodeIndex};
 use crate::ids::{NodeId, Seq, StepId};
 use crate::json::{ContentRef, Payload};
 use crate::run::StepStatus;
@@ -61,22 +64,35 @@ pub struct ArtifactView {
     pub content: ContentRef,
 }
 
-/// The steps of a run, in the order of its graph's nodes.
-#[must_use]
-pub fn steps<'a>(graph: &Graph, history: impl IntoIterator<Item = &'a Recorded>) -> Vec<StepView> {
-    let new = |node: &crate::graph::Node| StepView {
-        node: node.id.clone(),
-        status: StepStatus::Pending,
-        waits_for: None,
-        attempts: Vec::new(),
-        output: None,
-        labels: Vec::new(),
-    };
-    let mut views: Vec<StepView> = graph.nodes().iter().map(new).collect();
-    for Recorded { at, event, .. } in history {
+/// Steps of a run, in the order of its graph's nodes, made from its events one after the other.
+#[derive(Debug)]
+pub struct Steps {
+    graph: Arc<Graph>,
+    wanted: Range<NodeIndex>,
+    views: Vec<StepView>,
+}
+
+impl Steps {
+    /// The steps of these nodes, before the first event.
+    #[must_use]
+    pub fn new(graph: Arc<Graph>, wanted: Range<NodeIndex>) -> Self {
+        let new = |node: &Node| StepView {
+            node: node.id.clone(),
+            status: StepStatus::Pending,
+            waits_for: None,
+            attempts: Vec::new(),
+            output: None,
+            labels: Vec::new(),
+        };
+        let views = graph.nodes().get(wanted.clone()).unwrap_or_default().iter().map(new).collect();
+        Self { graph, wanted, views }
+    }
+
+    /// Takes in the next event.
+    pub fn see(&mut self, Recorded { at, event, .. }: &Recorded) {
         if matches!(event, Event::RunFailed { .. } | Event::RunCancelled { .. }) {
             let open = [StepStatus::Pending, StepStatus::Running, StepStatus::Suspended];
-            for view in views.iter_mut().filter(|view| open.contains(&view.status)) {
+            for view in self.views.iter_mut().filter(|view| open.contains(&view.status)) {
                 view.status = StepStatus::Cancelled;
                 view.waits_for = None;
                 if let Some(attempt) = view.attempts.last_mut() {
@@ -84,12 +100,18 @@ pub fn steps<'a>(graph: &Graph, history: impl IntoIterator<Item = &'a Recorded>)
                 }
             }
         }
-        let view = event.step().and_then(|step| graph.index_of(&step.node)).and_then(|index| views.get_mut(index));
-        if let Some(view) = view {
+        let index = event.step().and_then(|step| self.graph.index_of(&step.node));
+        let place = index.and_then(|index| index.checked_sub(self.wanted.start));
+        if let Some(view) = place.and_then(|place| self.views.get_mut(place)) {
             view.see(*at, event);
         }
     }
-    views
+
+    /// The steps as they are after what was seen.
+    #[must_use]
+    pub fn finish(self) -> Vec<StepView> {
+        self.views
+    }
 }
 
 impl StepView {
@@ -143,13 +165,15 @@ impl StepView {
     }
 }
 
-/// The files of a run, oldest first, without those that were rolled back.
-#[must_use]
-pub fn artifacts<'a>(history: impl IntoIterator<Item = &'a Recorded>) -> Vec<ArtifactView> {
-    let mut views: Vec<ArtifactView> = Vec::new();
-    for Recorded { seq, at, event } in history {
+/// The files of a run, oldest first, without those that were rolled back, made from its events one after the other.
+#[derive(Debug, Default)]
+pub struct Artifacts(Vec<ArtifactView>);
+
+impl Artifacts {
+    /// Takes in the next event.
+    pub fn see(&mut self, Recorded { seq, at, event }: &Recorded) {
         match event {
-            Event::StepArtifact { step, attempt, name, media_type, content } => views.push(ArtifactView {
+            Event::StepArtifact { step, attempt, name, media_type, content } => self.0.push(ArtifactView {
                 seq: *seq,
                 at: *at,
                 step: step.clone(),
@@ -159,10 +183,15 @@ pub fn artifacts<'a>(history: impl IntoIterator<Item = &'a Recorded>) -> Vec<Art
                 content: *content,
             }),
             Event::StepRolledBack { step, attempt, .. } => {
-                views.retain(|view| view.step != *step || view.attempt != *attempt);
+                self.0.retain(|view| view.step != *step || view.attempt != *attempt);
             }
             _ => {}
         }
     }
-    views
+
+    /// The files that there are after what was seen.
+    #[must_use]
+    pub fn finish(self) -> Vec<ArtifactView> {
+        self.0
+    }
 }

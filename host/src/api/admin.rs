@@ -2,12 +2,12 @@
 
 use axum::Json as Answer;
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 
 use super::App;
-use super::auth::Operator;
+use super::auth::{Operator, Segments};
 use super::problem::{self, Problem, ProblemBody};
 use super::wire::{ApiKeyBody, NewKey, NewKeyBody, NewTenant, Page, TenantBody};
 use crate::clock;
@@ -87,7 +87,7 @@ pub(super) async fn keys(State(app): State<App>, _: Operator) -> Result<Answer<P
 pub(super) async fn revoke_key(
     State(app): State<App>,
     _: Operator,
-    Path(id): Path<String>,
+    Segments(id): Segments<String>,
 ) -> Result<Answer<ApiKeyBody>, Problem> {
     let record = app.access.revoke_key(&app.journal, &id).await?;
     let record = record.ok_or_else(|| Problem::not_found("unknown_key", "there is no such API key"))?;

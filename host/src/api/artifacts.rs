@@ -1,7 +1,7 @@
 //! Files that steps have stored.
 
 use axum::Json as Answer;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Query, State};
 use axum::http::{HeaderName, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
@@ -9,14 +9,11 @@ use stepwell_core::{Event, RunId, Seq, view};
 use utoipa::IntoParams;
 
 use super::App;
-use super::auth::Tenant;
+use super::auth::{Segments, Tenant};
 use super::problem::{Problem, ProblemBody};
 use super::runs::query;
 use super::wire::{ArtifactBody, Page};
 use crate::journal::Journal;
-
-/// Stored bytes that are read at once to find a run's artifacts.
-const READ_BYTES: usize = 4 << 20;
 
 /// Whose artifacts to list.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -37,8 +34,8 @@ pub(super) async fn list(
 ) -> Result<Answer<Page<ArtifactBody>>, Problem> {
     let key = tenant.run(&query(asked)?.run_id)?;
     app.journal.summary(&key)?.ok_or_else(Problem::unknown_run)?;
-    let history = super::events::history(&app, &key, READ_BYTES)?;
-    let artifacts = view::artifacts(&history).into_iter().map(|artifact| ArtifactBody::of(&key, artifact));
+    let artifacts = super::events::fold(&app, &key, view::Artifacts::default(), view::Artifacts::see).await?;
+    let artifacts = artifacts.finish().into_iter().map(|artifact| ArtifactBody::of(&key, artifact));
     Ok(Answer(Page::whole(artifacts.collect())))
 }
 
@@ -49,7 +46,11 @@ pub(super) async fn list(
         (status = 200, description = "The file, with the media type that its step gave it."),
         (status = 404, description = "`unknown_artifact`", body = ProblemBody),
     ))]
-pub(super) async fn get(State(app): State<App>, tenant: Tenant, Path(id): Path<String>) -> Result<Response, Problem> {
+pub(super) async fn get(
+    State(app): State<App>,
+    tenant: Tenant,
+    Segments(id): Segments<String>,
+) -> Result<Response, Problem> {
     let unknown = || Problem::not_found("unknown_artifact", "there is no such artifact");
     let (run, seq) = id.rsplit_once('-').ok_or_else(unknown)?;
     let run: RunId = run.parse().map_err(|_| unknown())?;

@@ -1,8 +1,10 @@
-//! The two kinds of callers, as extractors: a handler that takes a [`Tenant`] cannot run without one.
+//! The two kinds of callers, as extractors: a handler that takes a [`Tenant`] cannot run without one. And what a path
+//! names, refused in our words.
 
-use axum::extract::FromRequestParts;
+use axum::extract::{FromRequestParts, Path};
 use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
+use serde::de::DeserializeOwned;
 use stepwell_core::{RunId, RunKey, TenantId};
 
 use super::App;
@@ -22,6 +24,19 @@ impl Tenant {
     pub(super) fn run(&self, id: &str) -> Result<RunKey, Problem> {
         let run: RunId = id.parse().map_err(|_| Problem::unknown_run())?;
         Ok(RunKey { tenant: self.0.clone(), run })
+    }
+}
+
+/// The variable parts of a path.
+#[derive(Debug)]
+pub(super) struct Segments<T>(pub(super) T);
+
+impl<T: DeserializeOwned + Send> FromRequestParts<App> for Segments<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
+        let path = Path::<T>::from_request_parts(parts, app).await;
+        path.map(|Path(parts)| Self(parts)).map_err(|error| Problem::bad_request("invalid_path", error.body_text()))
     }
 }
 

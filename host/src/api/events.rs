@@ -2,10 +2,11 @@
 
 use std::collections::HashSet;
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json as Answer;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Query, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::sse::{Event as Frame, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
@@ -16,11 +17,11 @@ use stepwell_core::{Event, Recorded, RunKey, Seq};
 use utoipa::IntoParams;
 
 use super::App;
-use super::auth::Tenant;
+use super::auth::{Segments, Tenant};
 use super::problem::{Problem, ProblemBody};
 use super::runs::{limit, query};
-use super::wire::{EventBody, Page, PageInfo};
-use crate::journal::{Journal, RedbJournal};
+use super::wire::{EventBody, EventSchema, Page, PageInfo};
+use crate::journal::{Journal, JournalError, RedbJournal};
 use crate::streams::RunStream;
 
 /// A comment goes out this often when there is nothing else to say: proxies cut silent connections after a minute or
@@ -32,8 +33,12 @@ const RETRY: Duration = Duration::from_secs(1);
 const LIMIT_DEFAULT: usize = 100;
 /// Events on a page at most.
 const LIMIT_MAX: usize = 1_000;
-/// Stored bytes that are read for a page at once.
+/// Bytes after which a page ends, whatever its limit. An event has 4 MiB at most, so a page has twelve.
+const PAGE_BYTES_MAX: usize = 8 << 20;
+/// Stored bytes that are read at once.
 const READ_BYTES: usize = 1 << 20;
+/// Reads for one page at most.
+const READS_MAX: usize = 16;
 
 /// Which events, and from where.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -80,14 +85,14 @@ impl Filter {
         EventsQuery,
     ),
     responses(
-        (status = 200, description = "A page, or with `Accept: text/event-stream` a stream: `id` is the event's seq, `event` its kind, `data` the event. The terminal event is the last.", body = Page<EventBody>),
+        (status = 200, description = "A page, or with `Accept: text/event-stream` a stream: `id` is the event's seq, `event` its kind, `data` the event. The terminal event is the last.", body = Page<EventSchema>),
         (status = 204, description = "A stream was asked for and nothing follows: the run has ended. A browser stops connecting again."),
         (status = 404, description = "`unknown_run`", body = ProblemBody),
     ))]
 pub(super) async fn get(
     State(app): State<App>,
     tenant: Tenant,
-    Path(id): Path<String>,
+    Segments(id): Segments<String>,
     asked: Result<Query<EventsQuery>, axum::extract::rejection::QueryRejection>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
@@ -111,35 +116,53 @@ fn last_event_id(headers: &HeaderMap) -> Result<Option<Seq>, Problem> {
     seq.map(Some).ok_or_else(|| Problem::bad_request("invalid_query", "Last-Event-ID is the seq of an event"))
 }
 
-/// All events of a run, oldest first.
-pub(super) fn history(app: &App, key: &RunKey, read_bytes: usize) -> Result<Vec<Recorded>, Problem> {
-    let mut history: Vec<Recorded> = Vec::new();
-    loop {
-        let page = app.journal.read(key, history.last().map_or(0, |last| last.seq), read_bytes)?;
-        if page.is_empty() {
-            return Ok(history);
+/// Shows all events of a run, oldest first, to `see`, without holding more than a part of them. Reading a long run takes
+/// a while, so this is not done where others wait.
+pub(super) async fn fold<T: Send + 'static>(
+    app: &App,
+    key: &RunKey,
+    mut view: T,
+    see: impl Fn(&mut T, &Recorded) + Send + 'static,
+) -> Result<T, Problem> {
+    let (journal, key) = (Arc::clone(&app.journal), key.clone());
+    let fold = move || {
+        let mut last_seq = 0;
+        loop {
+            let page = journal.read(&key, last_seq, READ_BYTES)?;
+            let Some(last) = page.last() else { return Ok(view) };
+            last_seq = last.seq;
+            page.iter().for_each(|recorded| see(&mut view, recorded));
         }
-        history.extend(page);
-    }
+    };
+    let folded: Result<T, JournalError> = tokio::task::spawn_blocking(fold).await.map_err(|_| Problem::internal())?;
+    Ok(folded?)
 }
 
 fn page(app: &App, key: &RunKey, after: Seq, filter: &Filter, limit: usize) -> Result<Response, Problem> {
     let mut data: Vec<Box<RawValue>> = Vec::new();
+    let mut size = 0;
     let mut cursor = after;
+    let mut reads = 0;
     let has_more = 'pages: loop {
         let page = app.journal.read(key, cursor, READ_BYTES)?;
         if page.is_empty() {
             break false;
         }
+        reads += 1;
         for recorded in &page {
             if filter.wants(&recorded.event) {
-                if data.len() == limit {
+                if data.len() == limit || size >= PAGE_BYTES_MAX {
                     break 'pages true;
                 }
                 let body = EventBody::of(&*app.journal, key, recorded)?;
-                data.push(to_raw_value(&body).map_err(|_| Problem::internal())?);
+                let body = to_raw_value(&body).map_err(|_| Problem::internal())?;
+                size += body.get().len();
+                data.push(body);
             }
             cursor = recorded.seq;
+        }
+        if reads == READS_MAX {
+            break true; // a filter that matches little makes a short page instead of a long wait
         }
     };
     let page = PageInfo { cursor: Some(cursor.to_string()), has_more, limit };

@@ -1,8 +1,9 @@
 //! The API's description, made from the handlers.
 
 use axum::Json as Answer;
-use utoipa::OpenApi;
 use utoipa::openapi::OpenApi as Document;
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
+use utoipa::{Modify, OpenApi};
 
 use super::{admin, artifacts, events, runs, wire, workflows};
 
@@ -10,7 +11,7 @@ use super::{admin, artifacts, events, runs, wire, workflows};
 #[openapi(
     info(
         title = "Stepwell",
-        description = "Runs workflows for many tenants, each step in a sandbox of its own.\n\nEvery request carries an API key: `Authorization: Bearer KEY`. Errors are `application/problem+json` with a stable `code`."
+        description = "Runs workflows for many tenants, each step in a sandbox of its own.\n\nEvery request but `/healthz`, `/readyz` and `/openapi.json` carries an API key: `Authorization: Bearer KEY`; without a valid one it gets 401, with one of the wrong kind 403, and 503 when the host is stopping. Errors are `application/problem+json` with a stable `code`."
     ),
     paths(
         super::healthz,
@@ -34,9 +35,21 @@ use super::{admin, artifacts, events, runs, wire, workflows};
         admin::create_key,
         admin::revoke_key,
     ),
-    components(schemas(wire::EventBody))
+    components(schemas(wire::EventSchema)),
+    modifiers(&ApiKey),
 )]
 struct Api;
+
+/// How requests are authenticated.
+struct ApiKey;
+
+impl Modify for ApiKey {
+    fn modify(&self, document: &mut Document) {
+        let scheme = SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build());
+        document.components.get_or_insert_default().add_security_scheme("api_key", scheme);
+        document.security = Some(vec![SecurityRequirement::new("api_key", [""; 0])]);
+    }
+}
 
 /// The description as a document.
 #[must_use]

@@ -4,17 +4,17 @@ use std::time::Duration;
 
 use axum::Json as Answer;
 use axum::body::Body;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Query, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
-use stepwell_core::{Digest, Graph, Json, RunKey, RunStatus, WorkflowName, view};
+use stepwell_core::{Digest, Json, RunKey, RunStatus, WorkflowName, view};
 use utoipa::{IntoParams, ToSchema};
 
 use super::App;
-use super::auth::Tenant;
+use super::auth::{Segments, Tenant};
 use super::problem::{self, Problem, ProblemBody};
 use super::wire::{Page, PageInfo, RunBody, StepBody};
 use super::workflows;
@@ -35,8 +35,8 @@ const WAIT_SECONDS_MAX: u64 = 300;
 const LIMIT_DEFAULT: usize = 50;
 /// Runs on a page at most.
 const LIMIT_MAX: usize = 500;
-/// Stored bytes that are read at once to show a run's steps.
-const READ_BYTES: usize = 4 << 20;
+/// Steps on a page when the client does not say.
+const STEPS_DEFAULT: usize = 200;
 
 /// What starts a run.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -69,7 +69,7 @@ pub(super) struct StartBody<'a> {
 pub(super) async fn start(
     State(app): State<App>,
     tenant: Tenant,
-    Path(name): Path<String>,
+    Segments(name): Segments<String>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
@@ -144,7 +144,11 @@ fn idempotency_key(
 fn wait_preference(headers: &HeaderMap) -> Option<Duration> {
     let preferences = headers.get_all("prefer").iter().filter_map(|value| value.to_str().ok());
     let mut preferences = preferences.flat_map(|value| value.split(','));
-    let seconds = preferences.find_map(|preference| preference.trim().strip_prefix("wait=")?.parse::<u64>().ok())?;
+    let seconds = preferences.find_map(|preference| {
+        let (name, value) = preference.split_once('=')?;
+        let value = value.trim().trim_matches('"');
+        if name.trim().eq_ignore_ascii_case("wait") { value.parse::<u64>().ok() } else { None }
+    })?;
     Some(Duration::from_secs(seconds.min(WAIT_SECONDS_MAX)))
 }
 
@@ -203,28 +207,45 @@ pub(super) async fn list(
 pub(super) async fn get(
     State(app): State<App>,
     tenant: Tenant,
-    Path(id): Path<String>,
+    Segments(id): Segments<String>,
 ) -> Result<Answer<RunBody>, Problem> {
     Ok(Answer(RunBody::whole(&*app.journal, &tenant.run(&id)?)?))
 }
 
+/// Which steps.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct StepsQuery {
+    /// Where the last page ended.
+    cursor: Option<usize>,
+    /// Steps on the page, 1 to 500; 200 when it is left out.
+    limit: Option<usize>,
+}
+
 /// The steps of a run with their attempts, in the order of the graph's nodes.
 #[utoipa::path(get, path = "/v1/runs/{id}/steps", tag = "runs",
-    params(("id" = String, Path, description = "The run's id.")),
+    params(("id" = String, Path, description = "The run's id."), StepsQuery),
     responses((status = 200, body = Page<StepBody>), (status = 404, description = "`unknown_run`", body = ProblemBody)))]
 pub(super) async fn steps(
     State(app): State<App>,
     tenant: Tenant,
-    Path(id): Path<String>,
+    Segments(id): Segments<String>,
+    asked: Result<Query<StepsQuery>, axum::extract::rejection::QueryRejection>,
 ) -> Result<Answer<Page<StepBody>>, Problem> {
     let key = tenant.run(&id)?;
+    let asked = query(asked)?;
+    let limit = limit(asked.limit, STEPS_DEFAULT, LIMIT_MAX)?;
     let summary = app.journal.summary(&key)?.ok_or_else(Problem::unknown_run)?;
-    let record = app.journal.version(&tenant.0, &summary.workflow, &summary.version)?.ok_or_else(Problem::internal)?;
-    let graph = Graph::check(record.graph).map_err(|_| Problem::internal())?;
-    let history = super::events::history(&app, &key, READ_BYTES)?;
-    let steps = view::steps(&graph, &history);
-    let steps = steps.into_iter().map(|step| StepBody::of(&*app.journal, &key, step));
-    Ok(Answer(Page::whole(steps.collect::<Result<_, _>>()?)))
+    let graph = app.driver.graph(&key.tenant, &summary.workflow, summary.version)?;
+    let nodes = graph.nodes().len();
+    let start = asked.cursor.unwrap_or(0).min(nodes);
+    let end = start.saturating_add(limit).min(nodes);
+    let steps = view::Steps::new(graph, start..end);
+    let steps = super::events::fold(&app, &key, steps, view::Steps::see).await?.finish();
+    let data = steps.into_iter().map(StepBody::of).collect();
+    let cursor = (end < nodes).then(|| end.to_string());
+    Ok(Answer(Page { data, page: PageInfo { has_more: cursor.is_some(), cursor, limit } }))
 }
 
 /// What cancels a run.
@@ -247,7 +268,7 @@ pub(super) struct CancelBody {
 pub(super) async fn cancel(
     State(app): State<App>,
     tenant: Tenant,
-    Path(id): Path<String>,
+    Segments(id): Segments<String>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Answer<RunBody>, Problem> {

@@ -166,10 +166,13 @@ pub(super) struct StepBody {
     until: Option<String>,
     /// Its attempts, oldest first.
     attempts: Vec<AttemptBody>,
-    /// Its result.
+    /// Its result, if it has at most 64 KiB. A larger one is in the step's `step.completed` event.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Object)]
     output: Option<Json>,
+    /// Bytes of its result.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    output_size_bytes: Option<u64>,
     /// Labels of the edges that its result took, besides the unlabelled ones.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     labels: Vec<String>,
@@ -193,7 +196,7 @@ pub(super) struct AttemptBody {
 }
 
 impl StepBody {
-    pub(super) fn of(journal: &impl Journal, key: &RunKey, view: StepView) -> Result<Self, Problem> {
+    pub(super) fn of(view: StepView) -> Self {
         let attempt = |view: &AttemptView| AttemptBody {
             attempt: view.attempt,
             started_at: rfc3339(view.started_at),
@@ -201,15 +204,19 @@ impl StepBody {
             failure: view.failure.as_ref().map(FailureBody::from),
             fuel_used: view.fuel_used,
         };
-        Ok(Self {
+        Self {
             node: view.node.to_string(),
             status: view.status,
             waits_for: view.waits_for.map(|(reason, _)| reason),
             until: view.waits_for.and_then(|(_, until)| until).map(rfc3339),
             attempts: view.attempts.iter().map(attempt).collect(),
-            output: view.output.as_ref().map(|output| resolve(journal, key, output)).transpose()?,
+            output_size_bytes: view.output.as_ref().map(Payload::size_bytes),
+            output: view.output.and_then(|output| match output {
+                Payload::Inline(json) => Some(json),
+                Payload::Stored(_) => None,
+            }),
             labels: view.labels,
-        })
+        }
     }
 }
 
@@ -387,17 +394,81 @@ pub(super) struct NewKeyBody {
     pub(super) record: ApiKeyBody,
 }
 
-/// An event of a run: `seq`, `at`, `kind`, and what belongs to the kind.
-#[derive(Debug, ToSchema)]
-#[schema(as = Event)]
+/// An event of a run.
+#[derive(Debug)]
 pub(super) struct EventBody<'a> {
-    #[schema(ignore)]
     run: &'a RunKey,
-    #[schema(ignore)]
     recorded: &'a Recorded,
     /// The event's value, resolved where it is stored apart.
-    #[schema(ignore)]
     value: Option<Json>,
+}
+
+/// An event of a run: `seq`, `at`, `kind`, and what belongs to the kind.
+#[derive(ToSchema)]
+#[schema(as = Event)]
+#[expect(dead_code, reason = "describes what EventBody writes; a test compares the two")]
+pub(super) struct EventSchema {
+    /// Its number in the run, from 1, without gaps.
+    seq: u64,
+    /// When it was decided (RFC 3339).
+    at: String,
+    /// What happened: `run.queued`, `run.started`, `run.suspended`, `run.resumed`, `run.completed`, `run.failed`,
+    /// `run.cancelled`, `step.started`, `step.update`, `step.log`, `step.artifact`, `step.suspended`, `step.resumed`,
+    /// `step.completed`, `step.failed`, `step.rolled_back`, `step.skipped`.
+    kind: String,
+    /// The step's node, for events of steps and for `run.failed`.
+    node: Option<String>,
+    /// The item's path inside a fan-out.
+    items: Option<Vec<u32>>,
+    /// The step's attempt.
+    attempt: Option<u32>,
+    /// `run.queued`: the workflow.
+    workflow: Option<String>,
+    /// `run.queued`: the version.
+    version: Option<String>,
+    /// `run.queued`: the run's input.
+    #[schema(value_type = Option<Object>)]
+    input: Option<Json>,
+    /// `run.completed`, `step.completed`: the result.
+    #[schema(value_type = Option<Object>)]
+    output: Option<Json>,
+    /// `step.completed`: labels of the edges taken besides the unlabelled ones.
+    labels: Option<Vec<String>>,
+    /// `step.completed`, `step.failed`: metered instructions used.
+    fuel_used: Option<u64>,
+    /// `step.update`: the topic.
+    topic: Option<String>,
+    /// `step.update`: what was published.
+    #[schema(value_type = Option<Object>)]
+    payload: Option<Json>,
+    /// `step.log`: `debug`, `info`, `warn` or `error`.
+    level: Option<String>,
+    /// `step.log`: the line.
+    message: Option<String>,
+    /// `step.artifact`: what `GET /v1/artifacts/{id}` takes.
+    artifact: Option<String>,
+    /// `step.artifact`: the file's name.
+    name: Option<String>,
+    /// `step.artifact`: its media type.
+    media_type: Option<String>,
+    /// `step.artifact`: bytes of its content.
+    size_bytes: Option<u64>,
+    /// `step.artifact`: SHA-256 of its content.
+    sha256: Option<String>,
+    /// `run.failed`, `step.failed`: why.
+    failure: Option<FailureBody>,
+    /// `step.failed`: whether another attempt follows.
+    will_retry: Option<bool>,
+    /// `step.failed`: when it starts.
+    next_attempt_at: Option<String>,
+    /// `run.suspended`, `step.suspended`: what it waits for (`retry`). `run.cancelled`: what was said.
+    reason: Option<String>,
+    /// `run.suspended`, `step.suspended`: when a timer ends the wait.
+    until: Option<String>,
+    /// `step.rolled_back`: the attempt's first update or artifact that does not count any more.
+    first_seq: Option<u64>,
+    /// `step.rolled_back`: the last one.
+    last_seq: Option<u64>,
 }
 
 impl<'a> EventBody<'a> {

@@ -1,14 +1,14 @@
 //! Deploying workflows, and looking at them.
 
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Json as Answer, http::HeaderValue};
 use stepwell_core::{Digest, WorkflowName};
 
 use super::App;
-use super::auth::Tenant;
+use super::auth::{Segments, Tenant};
 use super::problem::{self, Problem, ProblemBody};
 use super::wire::{Page, VersionBody, WorkflowBody};
 use crate::clock;
@@ -36,7 +36,7 @@ pub(super) fn name(text: &str) -> Result<WorkflowName, Problem> {
 pub(super) async fn deploy(
     State(app): State<App>,
     tenant: Tenant,
-    Path(name): Path<String>,
+    Segments(name): Segments<String>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
@@ -74,7 +74,7 @@ pub(super) async fn list(State(app): State<App>, tenant: Tenant) -> Result<Answe
 pub(super) async fn get(
     State(app): State<App>,
     tenant: Tenant,
-    Path(text): Path<String>,
+    Segments(text): Segments<String>,
 ) -> Result<Answer<WorkflowBody>, Problem> {
     let record = app.journal.workflow(&tenant.0, &name(&text)?)?.ok_or_else(unknown_workflow)?;
     Ok(Answer(record.into()))
@@ -87,7 +87,7 @@ pub(super) async fn get(
 pub(super) async fn versions(
     State(app): State<App>,
     tenant: Tenant,
-    Path(text): Path<String>,
+    Segments(text): Segments<String>,
 ) -> Result<Answer<Page<VersionBody>>, Problem> {
     let name = name(&text)?;
     app.journal.workflow(&tenant.0, &name)?.ok_or_else(unknown_workflow)?;
@@ -106,7 +106,7 @@ pub(super) async fn versions(
 pub(super) async fn version(
     State(app): State<App>,
     tenant: Tenant,
-    Path((text, version)): Path<(String, String)>,
+    Segments((text, version)): Segments<(String, String)>,
 ) -> Result<Answer<VersionBody>, Problem> {
     let unknown = || Problem::not_found("unknown_version", "the workflow has no such version");
     let version: Digest = version.parse().map_err(|_| unknown())?;

@@ -158,7 +158,7 @@ pub(super) async fn run_info(server: &Server, id: &str, json: bool) -> anyhow::R
     }
     for name in ["input", "output", "failure"] {
         if let Some(value) = run.get(name) {
-            out::line(format_args!("{name:<12}{value}"));
+            out::line(format_args!("{name:<12}{}", out::printable(&value.to_string())));
         }
     }
     for step in list(&steps).as_array().into_iter().flatten() {

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::{EXIT_OK, out};
 use crate::clock;
-use crate::sandbox::{Sandbox, SandboxConfig};
+use crate::sandbox::{Sandbox, SandboxConfig, compile};
 
 pub(super) async fn inspect(path: &Path, json: bool) -> anyhow::Result<u8> {
     let component = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
@@ -18,7 +18,7 @@ pub(super) async fn inspect(path: &Path, json: bool) -> anyhow::Result<u8> {
         threads: 1,
         code_dir: code_dir.path().to_owned(),
         secret: clock::random_bytes(),
-        compiler: std::env::current_exe().context("cannot find this program's own file")?,
+        compiler: compile::this_program(),
     })?;
     let inspection = out::with_progress("compiling", sandbox.inspect(component.into())).await?;
     let graph = &inspection.graph;

@@ -73,21 +73,15 @@ pub(super) fn event(json: &str) {
         "run.cancelled" => text("reason").to_owned(),
         "step.started" => format!("{}{attempt}", text("node")),
         "step.update" => format!("{} {} {}", text("node"), text("topic"), value("payload")),
-        "step.log" => format!("{} {}: {}", text("node"), text("level"), printable(text("message"))),
+        "step.log" => format!("{} {}: {}", text("node"), text("level"), text("message")),
         "step.artifact" => {
-            format!(
-                "{} {} ({}, {})",
-                text("node"),
-                printable(text("name")),
-                text("media_type"),
-                size(number("size_bytes"))
-            )
+            format!("{} {} ({}, {})", text("node"), text("name"), text("media_type"), size(number("size_bytes")))
         }
         "step.suspended" => format!("{} waits for {}, until {}", text("node"), text("reason"), text("until")),
         "step.completed" => format!("{}{attempt} {}", text("node"), value("output")),
         "step.failed" => {
             let next = if event.get("will_retry").and_then(Value::as_bool) == Some(true) { ", will retry" } else { "" };
-            format!("{}{attempt} {}{next}", text("node"), printable(&failure()))
+            format!("{}{attempt} {}{next}", text("node"), failure())
         }
         "step.rolled_back" => {
             format!("{}{attempt} updates {} to {}", text("node"), number("first_seq"), number("last_seq"))
@@ -95,6 +89,8 @@ pub(super) fn event(json: &str) {
         _ => text("node").to_owned(),
     };
     let time = text("at").get(11..23).unwrap_or_default();
+    // JSON keeps DEL and C1 as they are, and a terminal would act on them.
+    let what = printable(&what);
     line(format_args!("{time} {:>4}  {kind:<16} {what}", number("seq")).to_string().trim_end());
 }
 

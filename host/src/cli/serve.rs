@@ -1,6 +1,7 @@
 //! `stepwell serve`: puts the parts together, and takes them apart again in order.
 
 use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +19,7 @@ use crate::api::{self, App};
 use crate::driver::{Driver, DriverConfig};
 use crate::journal::RedbJournal;
 use crate::journal::catalog::TenantRecord;
-use crate::sandbox::{Sandbox, SandboxConfig};
+use crate::sandbox::{Sandbox, SandboxConfig, compile};
 use crate::{clock, maintenance};
 
 /// What a stopping server waits for connections that do not end by themselves.
@@ -41,9 +42,12 @@ pub(super) struct ServeArgs {
     /// Steps of one tenant that run at once [default: three quarters of all]
     #[arg(long, env = "STEPWELL_SLOTS_PER_TENANT", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     slots_per_tenant: Option<u32>,
-    /// Runs that are started at once; further ones stay queued
+    /// Runs that have steps under way at once; further ones stay queued
     #[arg(long, env = "STEPWELL_ACTIVE_RUNS", default_value_t = 10_000)]
     active_runs: usize,
+    /// The same for one tenant [default: three quarters of all]
+    #[arg(long, env = "STEPWELL_ACTIVE_RUNS_PER_TENANT")]
+    active_runs_per_tenant: Option<usize>,
     /// Seconds that a stopping server waits for steps that are under way
     #[arg(long, env = "STEPWELL_GRACE_SECONDS", default_value_t = 10)]
     grace_seconds: u64,
@@ -81,7 +85,9 @@ fn start_logging(args: &ServeArgs) {
 
 async fn serve_until_told(args: ServeArgs) -> anyhow::Result<()> {
     let data_dir = &args.data_dir;
-    std::fs::create_dir_all(data_dir).with_context(|| format!("cannot make {}", data_dir.display()))?;
+    // Everybody's data, and the secret that compiled code is signed with: for the owner alone.
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(data_dir);
+    made.with_context(|| format!("cannot make {}", data_dir.display()))?;
     let path = data_dir.join("journal.redb");
     let journal = RedbJournal::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
     let journal = Arc::new(journal);
@@ -97,10 +103,14 @@ async fn serve_until_told(args: ServeArgs) -> anyhow::Result<()> {
         threads,
         code_dir: data_dir.join("code"),
         secret: *journal.secret(),
-        compiler: std::env::current_exe().context("cannot find this program's own file")?,
+        compiler: compile::this_program(),
     })?;
     let sandbox = Arc::new(sandbox);
-    let config = DriverConfig { active_runs_max: args.active_runs, grace: Duration::from_secs(args.grace_seconds) };
+    let config = DriverConfig {
+        active_runs_max: args.active_runs,
+        active_runs_per_tenant: args.active_runs_per_tenant.unwrap_or(args.active_runs - args.active_runs / 4),
+        grace: Duration::from_secs(args.grace_seconds),
+    };
     let driver = Driver::new(Arc::clone(&journal), Arc::clone(&sandbox), &config);
 
     let listener = TcpListener::bind(args.listen).await.with_context(|| format!("cannot listen on {}", args.listen))?;
@@ -131,10 +141,14 @@ async fn serve_until_told(args: ServeArgs) -> anyhow::Result<()> {
     });
     let sweeping = tokio::spawn(maintenance::run(Arc::clone(&journal), stopping.clone()));
 
+    let mut has_ended = false;
     let failed = tokio::select! {
         told = told_to_stop() => told.err().map(|error| anyhow::Error::from(error).context("cannot wait for signals")),
         () = journal.broken() => Some(anyhow::format_err!("the journal has failed; nothing that was acknowledged is lost")),
-        ended = &mut server => Some(anyhow::format_err!("the server has ended: {ended:?}")),
+        ended = &mut server => {
+            has_ended = true;
+            Some(anyhow::format_err!("the server has ended: {ended:?}"))
+        }
     };
     tracing::info!("stopping");
     tokio::spawn(async {
@@ -147,7 +161,7 @@ async fn serve_until_told(args: ServeArgs) -> anyhow::Result<()> {
     stopping.cancel();
     recovery.abort();
     driver.stop().await;
-    if tokio::time::timeout(CONNECTIONS_GRACE, server).await.is_err() {
+    if !has_ended && tokio::time::timeout(CONNECTIONS_GRACE, server).await.is_err() {
         tracing::warn!("some connections did not end in time");
     }
     drop(sweeping.await);

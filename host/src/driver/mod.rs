@@ -27,7 +27,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use lru::LruCache;
 use stepwell_core::{Digest, Graph, Json, Refusal, RunId, RunKey, TenantId, WorkflowName};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -36,6 +36,7 @@ use self::run_loop::{Beginning, Message, RunLoop};
 pub(crate) use self::run_loop::{artifact_id, read_payload};
 use crate::clock;
 use crate::journal::{Created, IdempotencyKey, Journal, JournalError, RedbJournal};
+use crate::permits::Permits;
 use crate::sandbox::Sandbox;
 
 /// Graphs kept in memory for new runs; a run under way keeps its own alive.
@@ -46,8 +47,11 @@ const RECOVERY_PAGE: usize = 1_000;
 /// What the driver needs to know.
 #[derive(Debug, Clone)]
 pub struct DriverConfig {
-    /// Runs that are started at once. Further ones are accepted and stay queued until there is room.
+    /// Runs that have steps under way at once. Further ones are accepted and stay queued until there is room; a run that
+    /// waits for a timer makes room.
     pub active_runs_max: usize,
+    /// The same for one tenant.
+    pub active_runs_per_tenant: usize,
     /// How long a stopping host waits for attempts that are under way. What is cut off runs again after the start.
     pub grace: Duration,
 }
@@ -65,7 +69,7 @@ struct Shared {
     sandbox: Arc<Sandbox>,
     registry: Registry,
     graphs: Mutex<LruCache<(TenantId, WorkflowName, Digest), Arc<Graph>>>,
-    room: Arc<Semaphore>,
+    room: Permits,
     stopping: CancellationToken,
     loops: TaskTracker,
     grace: Duration,
@@ -126,7 +130,7 @@ impl Driver {
             sandbox,
             registry: Registry::default(),
             graphs: Mutex::new(LruCache::new(GRAPHS_MAX)),
-            room: Arc::new(Semaphore::new(config.active_runs_max)),
+            room: Permits::new(config.active_runs_max, config.active_runs_per_tenant),
             stopping: CancellationToken::new(),
             loops: TaskTracker::new(),
             grace: config.grace,
@@ -207,6 +211,11 @@ impl Driver {
         self.shared.stopping.cancel();
         self.shared.loops.close();
         self.shared.loops.wait().await;
+    }
+
+    /// A version's graph, checked.
+    pub fn graph(&self, tenant: &TenantId, workflow: &WorkflowName, version: Digest) -> Result<Arc<Graph>, StartError> {
+        self.shared.graph(tenant, workflow, version)
     }
 
     /// Runs that have a loop.

@@ -17,11 +17,12 @@ use futures_util::future::BoxFuture;
 use sha2::{Digest as _, Sha256};
 use stepwell_core::decide::Success;
 use stepwell_core::event::LogLevel;
-use stepwell_core::json::{ContentRef, INLINE_BYTES_MAX};
+use stepwell_core::json::INLINE_BYTES_MAX;
 use stepwell_core::{
-    Digest, Effect, Event, Graph, Input, Json, Payload, Refusal, Run, RunKey, Seq, StepId, Timestamp, WorkflowName,
+    Digest, Effect, Event, Failure, FailureKind, Graph, Input, Json, Payload, Refusal, Run, RunKey, RunStatus, Seq,
+    StepId, Timestamp, WorkflowName,
 };
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::Shared;
@@ -29,7 +30,8 @@ use super::registry::{Inbox, Messages};
 use super::step_host::LoopHost;
 use crate::clock;
 use crate::journal::{Batch, Content, Created, IdempotencyKey, Journal, JournalError, RunSummary};
-use crate::sandbox::{Attempt, AttemptEnd, HostRefusal, Job, StoredArtifact};
+use crate::permits::Permit;
+use crate::sandbox::{Attempt, AttemptEnd, HostRefusal, Job, StepOutput, StoredArtifact};
 
 /// Bytes of staged events after which the loop takes no message until they are on disk. Steps wait for their answers
 /// meanwhile, so this is what slows down a step that publishes faster than the disk writes.
@@ -93,7 +95,7 @@ pub(super) enum Message {
 enum Wake {
     Message(Message),
     Appended(Result<(), JournalError>),
-    Room(OwnedSemaphorePermit),
+    Room(Permit),
     TimerDue,
     Stopping,
     GraceOver,
@@ -123,8 +125,17 @@ pub(super) struct RunLoop {
     staged: Staged,
     appending: Option<Appending>,
     attempts: HashMap<StepId, (u32, Attempt)>,
-    room: Option<OwnedSemaphorePermit>,
+    /// Leave to run steps. Given back while the run waits.
+    room: Option<Permit>,
     phase: Phase,
+    /// Whether something has changed that `act` looks at.
+    look: bool,
+    /// When to wake up for a timer, as `act` has found.
+    wake_at: Option<Timestamp>,
+    /// Whether there is something to do as soon as there is room.
+    wants_room: bool,
+    /// The state in memory is not to be trusted: nothing more is written.
+    damaged: bool,
 }
 
 /// How far a loop is on its way down.
@@ -145,6 +156,15 @@ struct Staged {
     bytes: usize,
     /// Who is to be told once it is on disk.
     told: Vec<oneshot::Sender<Result<(), Refusal>>>,
+}
+
+impl Staged {
+    fn stage(&mut self, events: Vec<Event>, content: Option<Content>) {
+        self.bytes += events.iter().map(size_of_event).sum::<usize>();
+        self.bytes += content.as_ref().map_or(0, |content| content.bytes.len());
+        self.events.extend(events);
+        self.contents.extend(content);
+    }
 }
 
 struct Appending {
@@ -202,11 +222,11 @@ impl RunLoop {
             Beginning::Recovered => Self::recover(shared, key, inbox),
             Beginning::New { graph, workflow, version, input, idempotency, reply } => {
                 let mut this = Self::new(shared, key, inbox, graph);
-                let input = this.payload(input);
-                let queued = this.decide(Input::Queue { workflow, version, input }).and_then(|()| {
-                    this.room = Arc::clone(&shared.room).try_acquire_owned().ok();
+                let (input, content) = payload_of(input);
+                let queued = this.decide(Input::Queue { workflow, version, input }, content).and_then(|()| {
+                    this.room = shared.room.try_acquire(&key.tenant);
                     // With room at hand the first steps are due in the same write.
-                    if this.room.is_some() { this.decide(Input::Start) } else { Ok(()) }
+                    if this.room.is_some() { this.decide(Input::Start, None) } else { Ok(()) }
                 });
                 if let Err(refusal) = queued {
                     tracing::error!(run = %key, %refusal, "a new run was refused"); // the core refuses no first event
@@ -248,7 +268,12 @@ impl RunLoop {
         this.durable = this.run.last_seq();
         for effect in this.run.owed() {
             if let Effect::RunStep { step, attempt, .. } = effect {
-                this.decide(Input::AttemptLost { step, attempt }).map_err(|refusal| damaged(refusal.to_string()))?;
+                match this.decide(Input::AttemptLost { step, attempt }, None) {
+                    Ok(()) => {}
+                    // One of them was lost once too often: the run has failed, and the others end with it.
+                    Err(Refusal::Ended(_)) => break,
+                    Err(refusal) => return Err(damaged(refusal.to_string())),
+                }
             }
         }
         Ok(Some(this))
@@ -268,13 +293,23 @@ impl RunLoop {
             attempts: HashMap::new(),
             room: None,
             phase: Phase::Driving,
+            look: true,
+            wake_at: None,
+            wants_room: false,
+            damaged: false,
         }
     }
 
     async fn drive(&mut self, messages: &mut Messages) -> Over {
         loop {
+            if self.damaged {
+                let reason = "a decision could not be folded".to_owned();
+                return Over::Lost(JournalError::Damaged { what: format!("run {}", self.key), reason });
+            }
             self.append_staged();
-            let wake_at = self.act();
+            if std::mem::take(&mut self.look) {
+                self.act();
+            }
             if self.is_done() {
                 if self.phase != Phase::Driving {
                     return Over::Stopped;
@@ -283,15 +318,21 @@ impl RunLoop {
                     return Over::Left;
                 }
             }
-            match self.wait(messages, wake_at).await {
+            match self.wait(messages).await {
                 Wake::Message(message) => self.handle(message),
                 Wake::Appended(Ok(())) => self.appended(),
                 Wake::Appended(Err(error)) => return Over::Lost(error),
                 Wake::Room(permit) => {
                     self.room = Some(permit);
-                    self.expect(Input::Start);
+                    self.look = true;
+                    if self.run.status() == Some(RunStatus::Queued) {
+                        self.expect(Input::Start, None);
+                    }
                 }
-                Wake::TimerDue => self.expect(Input::TimerDue),
+                Wake::TimerDue => {
+                    self.look = true; // for the next timer, if this one was early
+                    self.expect(Input::TimerDue, None);
+                }
                 Wake::Stopping => self.phase = Phase::Ending(Instant::now() + self.shared.grace),
                 Wake::GraceOver => {
                     // What is cut off here is owed after the next start.
@@ -309,8 +350,10 @@ impl RunLoop {
     }
 
     /// The one place that waits.
-    async fn wait(&mut self, messages: &mut Messages, wake_at: Option<Timestamp>) -> Wake {
-        let Self { shared, appending, staged, phase, run, room, .. } = self;
+    async fn wait(&mut self, messages: &mut Messages) -> Wake {
+        let Self { shared, key, appending, staged, phase, wants_room, wake_at, .. } = self;
+        // More is taken in while an append is under way, up to a limit; without one the limit could not be left again.
+        let listens = appending.is_none() || staged.bytes < STAGED_BYTES_MAX;
         let appended = async {
             match appending {
                 Some(append) => (&mut append.done).await,
@@ -318,11 +361,10 @@ impl RunLoop {
             }
         };
         let driving = *phase == Phase::Driving;
-        let wants_room = driving && room.is_none() && run.status() == Some(stepwell_core::RunStatus::Queued);
         let timer = async {
-            match wake_at {
+            match *wake_at {
                 Some(at) => {
-                    tokio::time::sleep(Duration::from_millis(at.millis_since(clock::now())).min(SLEEP_MAX)).await
+                    tokio::time::sleep(Duration::from_millis(at.millis_since(clock::now())).min(SLEEP_MAX)).await;
                 }
                 None => pending().await,
             }
@@ -336,9 +378,9 @@ impl RunLoop {
         tokio::select! {
             biased; // what is done comes before what is new
             result = appended => Wake::Appended(result),
-            Some(message) = messages.recv(), if staged.bytes < STAGED_BYTES_MAX => Wake::Message(message),
+            Some(message) = messages.recv(), if listens => Wake::Message(message),
             () = timer, if driving => Wake::TimerDue,
-            Ok(permit) = Arc::clone(&shared.room).acquire_owned(), if wants_room => Wake::Room(permit),
+            permit = shared.room.acquire(&key.tenant), if driving && *wants_room => Wake::Room(permit),
             () = shared.stopping.cancelled(), if driving => Wake::Stopping,
             () = grace => Wake::GraceOver,
         }
@@ -347,31 +389,38 @@ impl RunLoop {
     fn handle(&mut self, message: Message) {
         match message {
             Message::Publish { step, attempt, topic, payload, reply } => {
-                let payload = self.payload(payload);
-                let decided = self.decide(Input::Publish { step, attempt, topic, payload });
+                let (payload, content) = payload_of(payload);
+                let decided = self.decide(Input::Publish { step, attempt, topic, payload }, content);
                 // The order is fixed now, and with it the position; a step need not wait for the disk.
                 let _ = reply.send(decided.map(|()| self.run.last_seq()).map_err(refusal_for_guest));
             }
             Message::Log { step, attempt, level, message, reply } => {
-                let decided = self.decide(Input::Log { step, attempt, level, message });
+                let decided = self.decide(Input::Log { step, attempt, level, message }, None);
                 let _ = reply.send(decided.map_err(refusal_for_guest));
             }
             Message::StoreArtifact { step, attempt, name, media_type, bytes, reply } => {
-                let content = self.content(bytes);
-                let decided = self.decide(Input::StoreArtifact { step, attempt, name, media_type, content });
+                let content = content_of(bytes);
+                let reference = content.reference();
+                let input = Input::StoreArtifact { step, attempt, name, media_type, content: reference };
+                let decided = self.decide(input, Some(content));
                 let seq = self.run.last_seq();
-                let stored = StoredArtifact { id: artifact_id(&self.key, seq), seq, sha256: content.sha256 };
+                let stored = StoredArtifact { id: artifact_id(&self.key, seq), seq, sha256: reference.sha256 };
                 drop(reply.send(decided.map(|()| stored).map_err(refusal_for_guest)));
             }
             Message::AttemptEnded { step, attempt, end } => {
                 if self.attempts.get(&step).is_some_and(|(running, _)| *running == attempt) {
                     self.attempts.remove(&step);
                 }
-                let result =
-                    end.result.map(|success| Success { output: self.payload(success.output), labels: success.labels });
-                self.expect(Input::AttemptEnded { step, attempt, result, fuel_used: end.fuel_used });
+                let (result, content) = match end.result {
+                    Ok(StepOutput { output, labels }) => {
+                        let (output, content) = payload_of(output);
+                        (Ok(Success { output, labels }), content)
+                    }
+                    Err(failure) => (Err(failure), None),
+                };
+                self.expect(Input::AttemptEnded { step, attempt, result, fuel_used: end.fuel_used }, content);
             }
-            Message::Cancel { reason, reply } => match self.decide(Input::Cancel { reason }) {
+            Message::Cancel { reason, reply } => match self.decide(Input::Cancel { reason }, None) {
                 Ok(()) => self.staged.told.push(reply),
                 Err(refusal) => drop(reply.send(Err(refusal))),
             },
@@ -380,43 +429,29 @@ impl RunLoop {
 
     /// Decides on something that comes from the host itself. A refusal means that the run has moved on, for instance
     /// that it was cancelled just before.
-    fn expect(&mut self, input: Input) {
-        if let Err(refusal) = self.decide(input) {
+    fn expect(&mut self, input: Input, content: Option<Content>) {
+        if let Err(refusal) = self.decide(input, content) {
             tracing::debug!(run = %self.key, %refusal, "nothing followed");
         }
     }
 
-    /// Decides, folds and stages.
-    fn decide(&mut self, input: Input) -> Result<(), Refusal> {
-        let now = clock::now().max(self.last_at);
+    /// Decides, folds and stages. `content` is what the input refers to; it is staged only when something follows.
+    fn decide(&mut self, input: Input, content: Option<Content>) -> Result<(), Refusal> {
+        let now = clock::now();
         let events = self.run.decide(input, now, clock::dice())?;
-        for event in events {
-            if let Err(error) = self.run.apply(&event) {
-                // The core does not decide what it cannot fold; its tests say so for every history they know.
+        for event in &events {
+            if let Err(error) = self.run.apply(event) {
+                // The core does not decide what it cannot fold; its tests say so for every history they know. What is
+                // in memory is not to be trusted any more, and nothing of it may reach the disk.
                 tracing::error!(run = %self.key, %error, "a decided event could not be folded");
+                self.damaged = true;
                 return Err(Refusal::OutOfPlace);
             }
-            self.staged.bytes += size_of_event(&event);
-            self.staged.events.push(event);
         }
-        self.last_at = now;
+        self.staged.stage(events, content);
+        // Timers go by the machine's clock; the run's own time never goes back.
+        self.last_at = self.last_at.max(now);
         Ok(())
-    }
-
-    /// A value in the form that an event takes; its bytes are staged when it is large.
-    fn payload(&mut self, json: Json) -> Payload {
-        if json.len_bytes() <= INLINE_BYTES_MAX {
-            return Payload::Inline(json);
-        }
-        Payload::Stored(self.content(Bytes::copy_from_slice(json.as_str().as_bytes())))
-    }
-
-    fn content(&mut self, bytes: Bytes) -> ContentRef {
-        let content =
-            ContentRef { sha256: Digest::from_bytes(Sha256::digest(&bytes).into()), size_bytes: bytes.len() as u64 };
-        self.staged.bytes += bytes.len();
-        self.staged.contents.push(Content { sha256: content.sha256, bytes });
-        content
     }
 
     /// All that is staged, as one batch, and the number of its last event.
@@ -445,33 +480,45 @@ impl RunLoop {
     fn appended(&mut self) {
         if let Some(append) = self.appending.take() {
             self.durable = append.last_seq;
+            self.look = true;
             for told in append.told {
                 drop(told.send(Ok(())));
             }
         }
     }
 
-    /// Does what is owed and durable, and stops what is not owed any more. Returns when to wake up for a timer.
-    fn act(&mut self) -> Option<Timestamp> {
-        let mut wake_at: Option<Timestamp> = None;
+    /// Does what is owed and durable, and stops what is not owed any more.
+    fn act(&mut self) {
         if self.run.has_ended() && self.durable == self.run.last_seq() {
             // What still runs belongs to a run that failed or was cancelled: it stops at its next yield.
             self.attempts.clear();
         }
+        (self.wake_at, self.wants_room) = (None, false);
+        let mut moves = false;
         for effect in self.run.owed() {
+            moves |= !matches!(effect, Effect::WakeAt { .. });
             match effect {
+                // The contract: nothing acts on what is not on disk. `appended` makes us look again.
                 _ if effect.since() > self.durable => {}
-                Effect::RunStep { step, node, attempt, .. } if self.phase == Phase::Driving => {
-                    if !self.attempts.contains_key(&step) {
-                        self.start_attempt(step, node, attempt);
+                Effect::RunStep { step, node, attempt, .. } => {
+                    if self.phase == Phase::Driving && !self.attempts.contains_key(&step) {
+                        if self.room.is_some() {
+                            self.start_attempt(step, node, attempt);
+                        } else {
+                            self.wants_room = true;
+                        }
                     }
                 }
-                Effect::WakeAt { at, .. } => wake_at = Some(wake_at.map_or(at, |earliest| earliest.min(at))),
-                // A queued run waits for room; see `wait`. A stopping host starts nothing.
-                Effect::StartRun { .. } | Effect::RunStep { .. } => {}
+                Effect::WakeAt { at, .. } => {
+                    self.wake_at = Some(self.wake_at.map_or(at, |earliest| earliest.min(at)));
+                }
+                Effect::StartRun { .. } => self.wants_room = true,
             }
         }
-        wake_at
+        if !moves {
+            // A run that waits holds up nobody.
+            self.room = None;
+        }
     }
 
     fn start_attempt(&mut self, step: StepId, node: usize, attempt: u32) {
@@ -480,7 +527,19 @@ impl RunLoop {
         };
         let (workflow, version) = (summary.workflow.clone(), summary.version);
         let inputs = self.run.inputs_of(node);
-        let host = Arc::new(LoopHost { inbox: self.inbox.clone(), step: step.clone(), attempt });
+        let size: u64 = inputs.iter().map(|(_, payload)| payload.size_bytes()).sum();
+        if size > limits.memory_bytes {
+            // Found out before anything is read: the host would need the memory first.
+            let message =
+                format!("the step needs {size} bytes of input and has {} bytes of memory", limits.memory_bytes);
+            let failure = Failure::platform(FailureKind::Permanent, "input_too_large", message);
+            let end = AttemptEnd { result: Err(failure), fuel_used: 0 };
+            drop(self.inbox.send(Message::AttemptEnded { step: step.clone(), attempt, end }));
+            self.attempts.insert(step, (attempt, Attempt::over()));
+            return;
+        }
+        let (inbox, stopping) = (self.inbox.clone(), self.shared.stopping.clone());
+        let host = Arc::new(LoopHost { inbox, stopping, step: step.clone(), attempt });
         let (key, journal) = (self.key.clone(), Arc::clone(&self.shared.journal));
         let job = {
             let (key, journal, step) = (key.clone(), Arc::clone(&journal), step.clone());
@@ -499,7 +558,7 @@ impl RunLoop {
             // The loop is gone when the host has stopped waiting for this attempt.
             drop(inbox.send(Message::AttemptEnded { step: ended, attempt, end }));
         };
-        let running = self.shared.sandbox.spawn(&key.tenant, job, component, on_end);
+        let running = self.shared.sandbox.spawn(&key.tenant, version, job, component, on_end);
         self.attempts.insert(step, (attempt, running));
     }
 }
@@ -520,6 +579,19 @@ pub(crate) fn read_payload(journal: &impl Journal, key: &RunKey, payload: Payloa
             Json::parse(text).map_err(|error| error.to_string())
         }
     }
+}
+
+/// A value in the form that an event takes, and its bytes where they are stored apart.
+fn payload_of(json: Json) -> (Payload, Option<Content>) {
+    if json.len_bytes() <= INLINE_BYTES_MAX {
+        return (Payload::Inline(json), None);
+    }
+    let content = content_of(Bytes::copy_from_slice(json.as_str().as_bytes()));
+    (Payload::Stored(content.reference()), Some(content))
+}
+
+fn content_of(bytes: Bytes) -> Content {
+    Content { sha256: Digest::from_bytes(Sha256::digest(&bytes).into()), bytes }
 }
 
 fn refusal_for_guest(refusal: Refusal) -> HostRefusal {

@@ -6,6 +6,7 @@ use futures_util::future::BoxFuture;
 use stepwell_core::event::LogLevel;
 use stepwell_core::{Json, Seq, StepId};
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 
 use super::registry::Inbox;
 use super::run_loop::Message;
@@ -14,6 +15,8 @@ use crate::sandbox::{HostRefusal, StepHost, StoredArtifact};
 /// The host's side of one attempt.
 pub(super) struct LoopHost {
     pub(super) inbox: Inbox,
+    /// Whether the host is on its way down.
+    pub(super) stopping: CancellationToken,
     pub(super) step: StepId,
     pub(super) attempt: u32,
 }
@@ -24,9 +27,13 @@ impl LoopHost {
         message: Message,
         answer: oneshot::Receiver<Result<T, HostRefusal>>,
     ) -> Result<T, HostRefusal> {
-        // A loop that is gone has ended its run, or the host is stopping; either way the attempt is over.
-        self.inbox.send(message).map_err(|_| HostRefusal::Cancelled)?;
-        answer.await.unwrap_or(Err(HostRefusal::Cancelled))
+        if self.inbox.send(message).is_ok()
+            && let Ok(answer) = answer.await
+        {
+            return answer;
+        }
+        // The loop is gone. Either its run has ended, or the host is stopping and the attempt will be made again.
+        Err(if self.stopping.is_cancelled() { HostRefusal::Unavailable } else { HostRefusal::Cancelled })
     }
 }
 

@@ -24,6 +24,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
+use stepwell_core::json::ContentRef;
 use stepwell_core::{Digest, Event, Recorded, RunId, RunKey, RunStatus, Seq, TenantId, Timestamp, WorkflowName};
 
 pub use self::redb::RedbJournal;
@@ -52,6 +53,14 @@ pub struct Content {
     pub sha256: Digest,
     /// The bytes.
     pub bytes: Bytes,
+}
+
+impl Content {
+    /// What an event says of it.
+    #[must_use]
+    pub fn reference(&self) -> ContentRef {
+        ContentRef { sha256: self.sha256, size_bytes: self.bytes.len() as u64 }
+    }
 }
 
 /// What is known of a run without reading its events. A projection: it changes in the same write as the event that

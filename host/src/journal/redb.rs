@@ -46,10 +46,27 @@ pub(super) fn storage<E: Into<::redb::Error>>(operation: &'static str) -> impl F
 }
 
 impl RedbJournal {
-    /// Opens the file, or makes it.
+    /// Opens the file, or makes it. A file is made under another name first: one that a crash has left half made would
+    /// not open.
     pub fn open(path: &Path) -> Result<Self, JournalError> {
-        let database = Database::builder().set_cache_size(CACHE_BYTES).create(path);
-        Self::start(database.map_err(storage("open its file"))?)
+        let builder = || {
+            let mut builder = Database::builder();
+            builder.set_cache_size(CACHE_BYTES);
+            builder
+        };
+        let io = |operation| move |error| storage(operation)(::redb::Error::Io(error));
+        if !path.exists() {
+            let new = path.with_extension("new");
+            match std::fs::remove_file(&new) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(io("make its file")(error)),
+                _ => {}
+            }
+            prepare(&builder().create(&new).map_err(storage("make its file"))?)?;
+            std::fs::rename(&new, path).map_err(io("make its file"))?;
+            let dir = path.parent().map(std::fs::File::open).transpose().map_err(io("make its file"))?;
+            dir.map(|dir| dir.sync_all()).transpose().map_err(io("make its file"))?;
+        }
+        Self::start(builder().open(path).map_err(storage("open its file"))?)
     }
 
     /// Opens a journal on other storage. For tests that break it.
@@ -95,15 +112,19 @@ impl RedbJournal {
         self.database.begin_read().map_err(storage("begin a read"))
     }
 
-    /// Writes something that is no run, in the order of all other writes.
+    /// Writes something that is no run, in the order of all other writes. An error of `work` that is not the storage's
+    /// must come before its first write: what it has written by then is written.
     pub(super) async fn write<T: Send + 'static>(
         &self,
         work: impl FnOnce(&WriteTransaction) -> Result<T, JournalError> + Send + 'static,
     ) -> Result<T, JournalError> {
         let (reply, answer) = oneshot::channel();
         let work = Box::new(move |transaction: &WriteTransaction| {
-            let value = work(transaction)?;
-            let settle = Box::new(move |result: Result<(), JournalError>| drop(reply.send(result.map(|()| value))));
+            let value = match work(transaction) {
+                Err(failed @ JournalError::Storage { .. }) => return Err(failed),
+                other => other,
+            };
+            let settle = Box::new(move |result: Result<(), JournalError>| drop(reply.send(result.and(value))));
             Ok(settle as writer::Settle)
         });
         self.send(Request::Work(work), answer).await
@@ -258,14 +279,21 @@ impl Journal for RedbJournal {
             start.push(0); // the next key there can be
         }
         let range = unfinished.range(start.as_slice()..).map_err(storage("list unfinished runs"))?;
-        let keys = range.take(limit).map(|entry| {
+        let mut keys = Vec::new();
+        for entry in range {
             let (key, _) = entry.map_err(storage("list unfinished runs"))?;
-            keys::parse_run(key.value()).ok_or_else(|| JournalError::Damaged {
-                what: "the list of unfinished runs".to_owned(),
-                reason: "an entry names no run".to_owned(),
-            })
-        });
-        keys.collect()
+            match keys::parse_run(key.value()) {
+                Some(key) => keys.push(key),
+                // One bad entry must not keep all others from being taken up.
+                None => {
+                    tracing::error!(entry = hex::encode(key.value()), "an entry of the unfinished runs names no run")
+                }
+            }
+            if keys.len() == limit {
+                break;
+            }
+        }
+        Ok(keys)
     }
 
     fn content(&self, tenant: &TenantId, sha256: &Digest) -> Result<Option<Bytes>, JournalError> {

@@ -10,8 +10,11 @@ use super::writer::{
 };
 use super::{IDEMPOTENCY_TTL_MS, JournalError, RunSummary, keys};
 
-/// Entries deleted in one transaction: others wait for it, so it stays in the milliseconds.
-const DELETIONS_MAX: usize = 200;
+/// Runs deleted in one transaction. Others wait for it, so it is few: an ordinary run takes microseconds, but one with
+/// tens of thousands of updates takes tens of milliseconds.
+const RUNS_DELETED_MAX: usize = 20;
+/// Idempotency keys deleted in one transaction.
+const KEYS_DELETED_MAX: usize = 500;
 
 impl RedbJournal {
     /// Deletes runs of a tenant that ended before `cutoff`, oldest first, a bounded number at a time. Returns how
@@ -33,7 +36,7 @@ impl RedbJournal {
             let (key, value) = entry.map_err(storage("list runs"))?;
             let summary: RunSummary = parse(value.value(), || "a run's summary".to_owned())?;
             // Keys are in the order of creation, and no run ends before it is created.
-            if summary.created_at >= cutoff || expired.len() == DELETIONS_MAX {
+            if summary.created_at >= cutoff || expired.len() == RUNS_DELETED_MAX {
                 break;
             }
             if summary.ended_at.is_some_and(|ended| ended < cutoff) {
@@ -54,7 +57,7 @@ impl RedbJournal {
             let until = cutoff.to_be_bytes();
             let old = by_time.range(..until.as_slice()).map_err(storage("list idempotency keys"))?;
             let old: Vec<Vec<u8>> = old
-                .take(DELETIONS_MAX)
+                .take(KEYS_DELETED_MAX)
                 .map(|entry| Ok(entry.map_err(storage("list idempotency keys"))?.0.value().to_vec()))
                 .collect::<Result<_, JournalError>>()?;
             for timed in &old {

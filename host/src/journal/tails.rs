@@ -93,9 +93,9 @@ impl Tail {
         self.receiver.as_ref().map(|receiver| *receiver.borrow()).unwrap_or_default()
     }
 
-    /// Waits until the journal goes beyond `seq`.
+    /// Waits until the journal goes beyond `seq`, or the run has ended before that.
     pub async fn beyond(&mut self, seq: Seq) -> TailState {
-        self.until(|state| state.last_seq > seq).await
+        self.until(|state| state.last_seq > seq || state.ended).await
     }
 
     /// Waits until the run has ended.

@@ -18,7 +18,8 @@ use super::tails::{TailState, Tails};
 use super::{Content, Created, IDEMPOTENCY_TTL_MS, IdempotencyKey, JournalError, keys};
 
 /// Writes waiting for the writer before senders wait for room. More than any sensible number of runs moving at once,
-/// so that it bounds memory without shaping the load.
+/// so
+/// that it bounds their number without shaping the load.
 pub(super) const QUEUE_LEN: usize = 8 * 1024;
 /// Bytes after which a transaction takes no further write: keeps one fsync short (a few milliseconds).
 const TRANSACTION_BYTES_MAX: usize = 4 << 20;
@@ -59,7 +60,7 @@ pub(super) struct Append {
 }
 
 /// Something else to write, which then says what to do once it is, or is not, on disk. An error means that the
-/// storage has failed; a refusal of any other kind is part of what it settles with.
+/// storage has failed and ends the journal; a refusal of any other kind is part of what it settles with.
 pub(super) type Work = Box<dyn FnOnce(&WriteTransaction) -> Result<Settle, JournalError> + Send>;
 pub(super) type Settle = Box<dyn FnOnce(Result<(), JournalError>) + Send>;
 
@@ -97,14 +98,16 @@ impl Writer {
 
     /// Writes until every sender is gone.
     pub(super) fn run(mut self, mut requests: mpsc::Receiver<Request>) {
+        // Set on the way out, so that a panic counts as a failure too.
+        let mut failed = FailedUnless { ended: false, broken: self.broken.clone() };
         while let Some(first) = requests.blocking_recv() {
             if let Err(error) = self.transact(first, &mut requests) {
                 tracing::error!(error = error_chain(&error), "the journal has failed and accepts no writes any more");
-                self.broken.send_replace(true);
                 // Dropping the queue answers everyone who waits in it.
                 return;
             }
         }
+        failed.ended = true;
     }
 
     fn transact(&mut self, first: Request, requests: &mut mpsc::Receiver<Request>) -> Result<(), JournalError> {
@@ -138,6 +141,11 @@ impl Writer {
                 }
                 Request::Create { append, at, idempotency, reply } => {
                     size += append.size();
+                    if let Err(refused) = self.fence(RunTables::once(&mut tables, &transaction)?, &append)? {
+                        drop(reply.send(Err(refused)));
+                        next = requests.try_recv().ok();
+                        continue;
+                    }
                     match reserve(&transaction, &append.key.run, at, idempotency)? {
                         Ok(Created::New) => {
                             let tables = RunTables::once(&mut tables, &transaction)?;
@@ -163,19 +171,27 @@ impl Writer {
         transaction.commit().map_err(storage("commit"))
     }
 
-    /// The fence, and the write behind it. The inner error refuses this append alone.
+    /// The last event of a run, if it is the one that the append knows of. The inner error refuses this append alone.
+    fn fence(&self, tables: &RunTables<'_>, append: &Append) -> Result<Result<Seq, JournalError>, JournalError> {
+        let found = match self.heads.get(&append.key) {
+            Some(head) => *head,
+            None => tables.head(&append.key)?,
+        };
+        let expected = append.last_seq;
+        let fenced = || JournalError::Fenced { run: append.key.clone(), expected, found };
+        Ok(if found == expected { Ok(found) } else { Err(fenced()) })
+    }
+
+    /// Writes what the fence lets through.
     fn append(
         &mut self,
         tables: &mut RunTables<'_>,
         append: &Append,
     ) -> Result<Result<(), JournalError>, JournalError> {
-        let found = match self.heads.get(&append.key) {
-            Some(head) => *head,
-            None => tables.head(&append.key)?,
+        let found = match self.fence(tables, append)? {
+            Ok(found) => found,
+            Err(refused) => return Ok(Err(refused)),
         };
-        if found != append.last_seq {
-            return Ok(Err(JournalError::Fenced { run: append.key.clone(), expected: append.last_seq, found }));
-        }
         let last_seq = found + append.events;
         tables.write(append, found == 0, last_seq)?;
         if append.ended {
@@ -187,6 +203,20 @@ impl Writer {
             self.heads.insert(append.key.clone(), last_seq);
         }
         Ok(Ok(()))
+    }
+}
+
+/// Says that the journal has failed, unless its queue has ended.
+struct FailedUnless {
+    ended: bool,
+    broken: watch::Sender<bool>,
+}
+
+impl Drop for FailedUnless {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.broken.send_replace(true);
+        }
     }
 }
 

@@ -1,13 +1,13 @@
 //! Compiled code: in memory for the versions that run, on disk for all that ever ran here.
 //!
 //! Keeps: nothing is loaded that this host did not write. A file carries a MAC made with this installation's secret,
-//! over its bytes, its version and the engine it is for; it is checked on the very bytes that are then loaded.
+//! over the engine it is for, its version and its bytes; it is checked on the very bytes that are then loaded.
 
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Write};
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
@@ -44,10 +44,18 @@ pub enum CodeError {
 
 pub(super) type Loaded = Arc<WorkflowPre<AttemptState>>;
 
+/// A component and the code it was compiled to.
+pub(super) struct Compiled {
+    pub(super) component: Component,
+    code: Vec<u8>,
+}
+
 pub(super) struct Code {
     engine: Engine,
     linker: Linker<AttemptState>,
     dir: PathBuf,
+    /// Names the engine and its configuration.
+    engine_hash: u64,
     secret: [u8; 32],
     // A cell for each version, so that many attempts of a version that is not loaded load it once.
     loaded: Mutex<LruCache<Digest, Arc<OnceCell<Loaded>>>>,
@@ -59,10 +67,13 @@ impl Code {
         // Another engine's code would not load; a folder of its own says so by name.
         let mut hasher = DefaultHasher::new();
         engine.precompile_compatibility_hash().hash(&mut hasher);
-        let dir = dir.join(format!("{:016x}", hasher.finish()));
-        fs::create_dir_all(&dir)?;
+        let engine_hash = hasher.finish();
+        let of_engine = dir.join(format!("{engine_hash:016x}"));
+        fs::create_dir_all(&of_engine)?;
+        forget_other_engines(&dir, &of_engine);
+        let dir = of_engine;
         let loaded = Mutex::new(LruCache::new(VERSIONS_IN_MEMORY));
-        Ok(Self { engine: engine.clone(), linker, dir, secret, loaded })
+        Ok(Self { engine: engine.clone(), linker, dir, engine_hash, secret, loaded })
     }
 
     /// The code of a version: from memory, from disk, or compiled anew.
@@ -81,24 +92,25 @@ impl Code {
                 return self.link(&component);
             }
             let bytes = component().ok_or(CodeError::Gone)?;
-            let component = self.compile(sandbox, version, bytes).await?;
-            self.link(&component)
+            let compiled = self.compile(sandbox, bytes).await?;
+            self.keep(version, &compiled);
+            self.link(&compiled.component)
         };
         cell.get_or_try_init(load).await.cloned()
     }
 
-    /// Compiles a component and keeps its code on disk. What cannot be kept is compiled again next time.
-    pub(super) async fn compile(
-        &self,
-        sandbox: &Sandbox,
-        version: Digest,
-        bytes: Bytes,
-    ) -> Result<Component, CodeError> {
+    /// Compiles a component. Nothing is kept of it yet: it may still be refused.
+    pub(super) async fn compile(&self, sandbox: &Sandbox, bytes: Bytes) -> Result<Compiled, CodeError> {
         let code = sandbox.compiler.compile(bytes).await?;
-        if let Err(error) = self.write(version, &code) {
+        let component = self.deserialize(&code).map_err(|error| CodeError::Link(format!("{error:#}")))?;
+        Ok(Compiled { component, code })
+    }
+
+    /// Keeps compiled code on disk. What cannot be kept is compiled again next time.
+    pub(super) fn keep(&self, version: Digest, compiled: &Compiled) {
+        if let Err(error) = self.write(version, &compiled.code) {
             tracing::warn!(%version, %error, "compiled code could not be kept on disk");
         }
-        self.deserialize(&code).map_err(|error| CodeError::Link(format!("{error:#}")))
     }
 
     /// Binds a component to the host's imports.
@@ -146,7 +158,8 @@ impl Code {
     fn deserialize(&self, code: &[u8]) -> wasmtime::Result<Component> {
         // SAFETY: `deserialize` runs whatever machine code it is given, so `code` must be what wasmtime has compiled,
         // unchanged. It comes from one of two places. Either this host's compiling process has just written it to a pipe
-        // that nobody else holds; or it was read from disk and its MAC was verified, on these very bytes in memory and
+        // that nobody else holds: that process is trusted as wasmtime's compiler is trusted, wherever it runs, for it is the
+        // same program with less memory and time; or it was read from disk and its MAC was verified, on these very bytes in memory and
         // not on the file they came from, with a secret that is in this installation's journal alone, which only
         // `write` signs with, and `write` signs nothing but the former. wasmtime itself refuses code of another version
         // or configuration.
@@ -161,8 +174,19 @@ impl Code {
         #[expect(clippy::expect_used, reason = "HMAC takes keys of any length")]
         let mut mac = Hmac::<Sha256>::new_from_slice(&self.secret).expect("HMAC takes keys of any length");
         mac.update(b"stepwell compiled code 1");
+        mac.update(&self.engine_hash.to_be_bytes());
         mac.update(version.as_bytes());
         mac.update(code);
         mac
+    }
+}
+
+/// Deletes the code for engines of other versions and configurations: nothing would ever load it.
+fn forget_other_engines(dir: &Path, current: &Path) {
+    let Ok(entries) = fs::read_dir(dir) else { return };
+    for path in entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| path != current && path.is_dir()) {
+        if let Err(error) = fs::remove_dir_all(&path) {
+            tracing::warn!(path = %path.display(), %error, "compiled code for another engine could not be deleted");
+        }
     }
 }

@@ -44,6 +44,12 @@ pub enum CompileError {
     Unavailable(String),
 }
 
+/// This program, to compile with: the very file that runs, even after another one has taken its name.
+#[must_use]
+pub fn this_program() -> PathBuf {
+    PathBuf::from("/proc/self/exe")
+}
+
 /// Starts compiling processes, one at a time: the rest of the machine is for the runs.
 #[derive(Debug)]
 pub(super) struct Compiler {
@@ -81,7 +87,12 @@ impl Compiler {
             };
             let (mut code, mut message) = (Vec::new(), Vec::new());
             let (mut stdout, mut stderr) = (stdout.take(CODE_BYTES_MAX + 1), stderr.take(MESSAGE_BYTES_MAX));
-            let ((), read, told) = tokio::join!(send, stdout.read_to_end(&mut code), stderr.read_to_end(&mut message));
+            let tell = async {
+                stderr.read_to_end(&mut message).await?;
+                // The rest is read too, or the child would wait for someone to read it.
+                tokio::io::copy(&mut stderr.into_inner(), &mut tokio::io::sink()).await
+            };
+            let ((), read, told) = tokio::join!(send, stdout.read_to_end(&mut code), tell);
             read?;
             told?;
             Ok((code, message, child.wait().await?))

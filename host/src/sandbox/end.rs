@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use stepwell_core::failure::UNAVAILABLE;
 use stepwell_core::ids::is_word;
 use stepwell_core::retry::WAIT_MS_MAX;
 use stepwell_core::{Failure, FailureKind, FailureSource, Json};
@@ -26,7 +27,7 @@ pub(super) struct TimedOut(pub(super) Duration);
 impl AttemptEnd {
     /// The host could not run the attempt.
     pub(super) fn unavailable(message: &str) -> Self {
-        let failure = Failure::platform(FailureKind::Retryable, "sandbox_unavailable", message);
+        let failure = Failure::platform(FailureKind::Retryable, UNAVAILABLE, message);
         Self { result: Err(failure), fuel_used: 0 }
     }
 }
@@ -101,7 +102,7 @@ pub(super) fn failure_of_error(error: &wasmtime::Error, memory_refused: bool, me
             permanent("output_too_large", message)
         }
         None if error.is::<wasmtime::PoolConcurrencyLimitError>() => {
-            Failure::platform(FailureKind::Retryable, "sandbox_unavailable", "there is no room for the attempt")
+            Failure::platform(FailureKind::Retryable, UNAVAILABLE, "there is no room for the attempt")
         }
         // What is left is data that does not follow the canonical ABI: bad UTF-8, pointers out of bounds, bad variants.
         None => permanent("invalid_data", clip(format!("the step handed over invalid data: {error:#}"))),

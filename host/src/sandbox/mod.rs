@@ -21,10 +21,9 @@ mod imports;
 pub mod limits;
 mod upload;
 
-use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -38,6 +37,7 @@ use tokio::sync::Semaphore;
 
 pub use self::code::CodeError;
 pub use self::upload::{Inspection, UploadError};
+use crate::permits::Permits;
 
 /// What the sandbox needs to know of its surroundings.
 #[derive(Debug, Clone)]
@@ -62,7 +62,7 @@ pub struct Job {
     pub run: RunId,
     /// The workflow's name.
     pub workflow: WorkflowName,
-    /// The version, and with it the code.
+    /// The version.
     pub version: Digest,
     /// The step.
     pub step: StepId,
@@ -131,14 +131,18 @@ pub trait StepHost: Send + Sync + 'static {
     ) -> BoxFuture<'_, Result<StoredArtifact, HostRefusal>>;
 }
 
+/// Components that describe themselves at once. Each takes milliseconds; the slots are there even when runs use all of
+/// theirs.
+const DESCRIBING_MAX: u32 = 4;
+
 /// Where guests run.
 pub struct Sandbox {
     engine: wasmtime::Engine,
     code: code::Code,
     compiler: compile::Compiler,
-    slots: Arc<Semaphore>,
-    slots_per_tenant: usize,
-    tenants: Mutex<HashMap<TenantId, Arc<Semaphore>>>,
+    slots: Permits,
+    /// For `describe`, which has slots of its own: it belongs to no run and waits for none.
+    describing: Semaphore,
     guests: Handle,
     // Taken on drop: guests have threads of their own, so that however many of them compute, the host's answer
     // requests and write the journal.
@@ -158,18 +162,28 @@ pub enum SandboxError {
 
 /// An attempt under way. Dropping it ends the attempt at the next tick of the epoch, without an [`AttemptEnd`].
 #[derive(Debug)]
-pub struct Attempt(tokio::task::AbortHandle);
+pub struct Attempt(Option<tokio::task::AbortHandle>);
+
+impl Attempt {
+    /// An attempt that has ended before it began.
+    #[must_use]
+    pub fn over() -> Self {
+        Self(None)
+    }
+}
 
 impl Drop for Attempt {
     fn drop(&mut self) {
-        self.0.abort();
+        if let Some(task) = &self.0 {
+            task.abort();
+        }
     }
 }
 
 impl Sandbox {
     /// Sets up the engine, its pool and its threads.
     pub fn new(config: SandboxConfig) -> Result<Self, SandboxError> {
-        let engine = engine::runtime(config.slots).map_err(SandboxError::Engine)?;
+        let engine = engine::runtime(config.slots.saturating_add(DESCRIBING_MAX)).map_err(SandboxError::Engine)?;
         let compiler = compile::Compiler::new(config.compiler);
         let code = code::Code::new(&engine, config.code_dir, config.secret)?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -181,9 +195,8 @@ impl Sandbox {
         Ok(Self {
             code,
             compiler,
-            slots: Arc::new(Semaphore::new(config.slots as usize)),
-            slots_per_tenant: config.slots_per_tenant.max(1) as usize,
-            tenants: Mutex::default(),
+            slots: Permits::new(config.slots as usize, config.slots_per_tenant as usize),
+            describing: Semaphore::new(DESCRIBING_MAX as usize),
             guests: runtime.handle().clone(),
             runtime: Some(runtime),
             engine,
@@ -201,52 +214,46 @@ impl Sandbox {
     pub fn spawn(
         self: &Arc<Self>,
         tenant: &TenantId,
+        version: Digest,
         job: impl FnOnce() -> Result<Job, String> + Send + 'static,
         component: impl FnOnce() -> Option<Bytes> + Send + 'static,
         on_end: impl FnOnce(AttemptEnd) + Send + 'static,
     ) -> Attempt {
         let sandbox = Arc::clone(self);
-        let tenant = self.tenant_slots(tenant);
+        let tenant = tenant.clone();
         let task = self.guests.spawn(async move {
-            let run = AssertUnwindSafe(sandbox.run(tenant, job, component)).catch_unwind();
+            let run = AssertUnwindSafe(sandbox.run(&tenant, version, job, component)).catch_unwind();
             // A panic of ours must not leave a run waiting for an attempt that is gone.
             on_end(
                 run.await.unwrap_or_else(|_panic| AttemptEnd::unavailable("the host failed while it ran the attempt")),
             );
         });
-        Attempt(task.abort_handle())
+        Attempt(Some(task.abort_handle()))
     }
 
     async fn run(
         &self,
-        tenant: Arc<Semaphore>,
+        tenant: &TenantId,
+        version: Digest,
         job: impl FnOnce() -> Result<Job, String> + Send,
         component: impl FnOnce() -> Option<Bytes> + Send,
     ) -> AttemptEnd {
-        // First the tenant's permit, then the host's: a tenant waits for its own attempts before it can hold up others.
-        let (Ok(_tenant), Ok(_slot)) = (tenant.acquire_owned().await, self.slots.acquire().await) else {
-            return AttemptEnd::unavailable("the host is stopping");
+        // Code first, then a slot: an attempt whose code is being compiled holds up nobody who could run.
+        let code = match self.code.load(self, version, component).await {
+            Ok(code) => code,
+            Err(error) => {
+                tracing::error!(%version, %error, "the code of a version could not be loaded");
+                return AttemptEnd::unavailable("the code of this version could not be loaded");
+            }
         };
-        let job = match job() {
-            Ok(job) => job,
+        let _slot = self.slots.acquire(tenant).await;
+        match job() {
+            Ok(job) => attempt::run(&self.engine, &code, job).await,
             Err(why) => {
                 tracing::error!(why, "an attempt could not be prepared");
-                return AttemptEnd::unavailable("the inputs of the attempt could not be read");
-            }
-        };
-        match self.code.load(self, job.version, component).await {
-            Ok(code) => attempt::run(&self.engine, &code, job).await,
-            Err(error) => {
-                tracing::error!(version = %job.version, %error, "the code of a version could not be loaded");
-                AttemptEnd::unavailable("the code of this version could not be loaded")
+                AttemptEnd::unavailable("the inputs of the attempt could not be read")
             }
         }
-    }
-
-    fn tenant_slots(&self, tenant: &TenantId) -> Arc<Semaphore> {
-        let mut tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
-        let slots = tenants.entry(tenant.clone()).or_insert_with(|| Arc::new(Semaphore::new(self.slots_per_tenant)));
-        Arc::clone(slots)
     }
 }
 
@@ -261,7 +268,7 @@ impl Drop for Sandbox {
 
 impl std::fmt::Debug for Sandbox {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Sandbox").field("free_slots", &self.slots.available_permits()).finish_non_exhaustive()
+        f.debug_struct("Sandbox").field("free_slots", &self.slots.free()).finish_non_exhaustive()
     }
 }
 

@@ -80,17 +80,18 @@ pub(super) async fn inspect(sandbox: &Sandbox, bytes: Bytes) -> Result<Inspectio
     check_kind(&bytes)?;
     let size_bytes = bytes.len() as u64;
     let version = Digest::from_bytes(Sha256::digest(&bytes).into());
-    let component = sandbox.code.compile(sandbox, version, bytes).await.map_err(|error| match error {
+    let compiled = sandbox.code.compile(sandbox, bytes).await.map_err(|error| match error {
         CodeError::Compile(CompileError::Invalid(why)) => UploadError::Invalid(why),
         CodeError::Compile(CompileError::Exceeded) => UploadError::CompilerExceeded,
         CodeError::Compile(CompileError::Unavailable(why)) => UploadError::CompilerUnavailable(why),
         CodeError::Gone | CodeError::Link(_) => UploadError::DoesNotFit(error.to_string()),
     })?;
-    let imports = check_type(sandbox, &component)?;
-    let code = sandbox.code.link(&component).map_err(|error| UploadError::DoesNotFit(error.to_string()))?;
+    let imports = check_type(sandbox, &compiled.component)?;
+    let code = sandbox.code.link(&compiled.component).map_err(|error| UploadError::DoesNotFit(error.to_string()))?;
 
     let limits = Limits { fuel: DESCRIBE_FUEL, timeout_ms: DESCRIBE_TIMEOUT_MS, memory_bytes: DESCRIBE_MEMORY_BYTES };
     let engine = sandbox.engine.clone();
+    let _turn = sandbox.describing.acquire().await;
     // On the guests' threads, like everything a guest does.
     let described =
         sandbox.guests.spawn(async move { attempt::describe(&engine, &code, Arc::new(Denied), limits).await });
@@ -98,6 +99,8 @@ pub(super) async fn inspect(sandbox: &Sandbox, bytes: Bytes) -> Result<Inspectio
     let described = described
         .map_err(|error| UploadError::Describe(failure_of_error(&error, false, limits.memory_bytes).message))?;
     let graph = Graph::check(spec_of(described)).map_err(UploadError::Graph)?;
+    // Only what is accepted leaves something behind.
+    sandbox.code.keep(version, &compiled);
     Ok(Inspection { version, size_bytes, imports, graph: graph.spec().clone() })
 }
 

@@ -266,13 +266,51 @@ fn a_step_that_takes_the_host_down_every_time_is_given_up() {
 fn a_step_cannot_pass_its_own_failure_off_as_an_interruption() {
     let mut play = Play::started("a", |spec| spec.nodes[0].retry.max_attempts = 2);
     for attempt in 1..=2 {
-        let result = Err(failure(FailureKind::Retryable, crate::run::INTERRUPTED));
+        let result = Err(failure(FailureKind::Retryable, crate::failure::INTERRUPTED));
         play.tell(Input::AttemptEnded { step: step("a"), attempt, result, fuel_used: 1 });
         if attempt == 1 {
             play.wait();
         }
     }
     assert_eq!(play.run.status(), Some(crate::RunStatus::Failed));
+}
+
+/// Recovery once read the list of lost attempts and stumbled over the end of the run in the middle of it.
+#[test]
+fn steps_side_by_side_that_take_the_host_down_end_the_run_once() {
+    let mut play = Play::started("a; b", |_| {});
+    for _ in 0..INTERRUPTIONS_MAX {
+        play.lose_all_attempts();
+    }
+    let running = play.running();
+    play.tell(Input::AttemptLost { step: running[0].0.clone(), attempt: running[0].1 });
+    let second = Input::AttemptLost { step: running[1].0.clone(), attempt: running[1].1 };
+    assert_eq!(play.try_tell(second, Dice(0)), Err(Refusal::Ended(crate::RunStatus::Failed)));
+}
+
+#[test]
+fn an_attempt_that_the_host_could_not_run_waits_and_does_not_count() {
+    let mut play = Play::started("a", |spec| spec.nodes[0].retry.max_attempts = 1);
+    let failure = Failure::platform(FailureKind::Retryable, crate::failure::UNAVAILABLE, "no room");
+    play.tell(Input::AttemptEnded { step: step("a"), attempt: 1, result: Err(failure), fuel_used: 0 });
+    play.wait();
+    play.succeed("a", 2, &[]);
+    check(
+        &play,
+        expect![[r#"
+            1 run.queued
+            2 run.started
+            3 step.started a 1
+            4 step.failed a 1 sandbox_unavailable, will retry
+            5 step.suspended a Retry until 2000
+            6 run.suspended Retry until 2000
+            7 run.resumed
+            8 step.resumed a
+            9 step.started a 2
+            10 step.completed a 2
+            11 run.completed null
+        "#]],
+    );
 }
 
 #[test]

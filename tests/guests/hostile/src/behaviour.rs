@@ -60,8 +60,12 @@ pub enum Behaviour {
     LogFlood,
     /// Returns the error's name.
     PublishUnknownTopic,
+    /// Publishes 70 KiB on a topic that there is not, `n` times. Returns how many were refused for it.
+    PublishUnknownTopicLarge,
     /// Publishes 1 MiB. Returns the error's name.
     PublishTooLarge,
+    /// Needs more input than it has memory. Never runs.
+    LargeInputs,
     /// Publishes what is not JSON, in several ways. Returns how many were refused, and of how many.
     PublishBadJson,
     /// Publishes three updates and panics.
@@ -100,6 +104,7 @@ impl Behaviour {
         match self {
             Self::SlowLoop => "slow",
             Self::HugeOutput => "large",
+            Self::LargeInputs => "hungry",
             Self::FailRetryable | Self::FailUntil => "retry",
             _ => "act",
         }
@@ -155,6 +160,12 @@ impl Behaviour {
                 output(json!(lines))
             }
             Self::PublishUnknownTopic => error_name(publish("nobody", "1").map_err(publish_error)),
+            Self::PublishUnknownTopicLarge => {
+                let payload = string_of(70 * 1024);
+                let refused = (0..n).filter(|_| matches!(publish("nobody", &payload), Err(PublishError::UnknownTopic)));
+                output(json!({ "unknown_topic": refused.count() }))
+            }
+            Self::LargeInputs => output(json!("it has run")),
             Self::PublishTooLarge => error_name(publish("update", &string_of(MIB)).map_err(publish_error)),
             Self::PublishBadJson => {
                 let payloads =

@@ -7,6 +7,7 @@
 //! ```text
 //!            ┌─ act ───┐   200M fuel, 5 s, 32 MiB, 4 attempts
 //! choose ────┼─ large ─┼── end      for what does not fit into 32 MiB
+//!            ├─ hungry ┤   2 MiB, and the run's input may have more
 //!            ├─ slow ──┤   far more fuel than time
 //!            └─ retry ─┘   3 attempts
 //! ```
@@ -53,7 +54,8 @@ impl Guest for Hostile {
         let large = node("large", 1, limits(5_000_000_000, 10_000, 256 * MIB));
         let slow = node("slow", 1, limits(100_000_000_000, 300, 32 * MIB));
         let retry = node("retry", 3, limits(200_000_000, 5_000, 32 * MIB));
-        let branches = [act, large, slow, retry];
+        let hungry = node("hungry", 1, limits(200_000_000, 5_000, 2 * MIB));
+        let branches = [act, large, slow, retry, hungry];
 
         let mut end = node("end", 1, limits(200_000_000, 5_000, 32 * MIB));
         end.needs = branches.iter().map(|branch| branch.id.clone()).collect();

@@ -1,0 +1,84 @@
+//! Permits that no tenant can use up: first the tenant's own, then one of all.
+//!
+//! Keeps: a tenant waits for its own permits before it can stand in anybody's way.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use stepwell_core::TenantId;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// A number of permits, of which each tenant gets a part at most.
+#[derive(Debug)]
+pub(crate) struct Permits {
+    all: Arc<Semaphore>,
+    per_tenant: usize,
+    // An entry for each tenant that ever asked; tenants are few and never deleted.
+    tenants: Mutex<HashMap<TenantId, Arc<Semaphore>>>,
+}
+
+/// Leave to do one thing; given back on drop.
+#[derive(Debug)]
+pub(crate) struct Permit {
+    _tenant: OwnedSemaphorePermit,
+    _all: OwnedSemaphorePermit,
+}
+
+impl Permits {
+    pub(crate) fn new(all: usize, per_tenant: usize) -> Self {
+        Self {
+            all: Arc::new(Semaphore::new(all.max(1))),
+            per_tenant: per_tenant.clamp(1, all.max(1)),
+            tenants: Mutex::default(),
+        }
+    }
+
+    /// Waits for a permit.
+    pub(crate) async fn acquire(&self, tenant: &TenantId) -> Permit {
+        let tenant = self.tenant(tenant);
+        loop {
+            let permits = (tenant.clone().acquire_owned().await, self.all.clone().acquire_owned().await);
+            if let (Ok(tenant), Ok(all)) = permits {
+                return Permit { _tenant: tenant, _all: all };
+            }
+            // Never: these semaphores are not closed.
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// A permit, if there is one at once.
+    pub(crate) fn try_acquire(&self, tenant: &TenantId) -> Option<Permit> {
+        let tenant = self.tenant(tenant).try_acquire_owned().ok()?;
+        Some(Permit { _tenant: tenant, _all: self.all.clone().try_acquire_owned().ok()? })
+    }
+
+    /// Permits that nobody holds.
+    pub(crate) fn free(&self) -> usize {
+        self.all.available_permits()
+    }
+
+    fn tenant(&self, tenant: &TenantId) -> Arc<Semaphore> {
+        let mut tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(tenants.entry(tenant.clone()).or_insert_with(|| Arc::new(Semaphore::new(self.per_tenant))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn one_tenant_cannot_use_up_what_all_share() {
+        let permits = Permits::new(4, 3);
+        let (greedy, other): (TenantId, TenantId) = ("greedy".parse().unwrap(), "other".parse().unwrap());
+        let held: Vec<Permit> = std::iter::from_fn(|| permits.try_acquire(&greedy)).collect();
+        assert_eq!((held.len(), permits.free()), (3, 1));
+        let waiting = permits.acquire(&greedy);
+        tokio::pin!(waiting);
+        assert!(futures_util::poll!(waiting.as_mut()).is_pending());
+        assert!(permits.try_acquire(&other).is_some(), "whoever waits for his own holds up nobody");
+        drop(held);
+        waiting.await;
+        assert_eq!(permits.free(), 4);
+    }
+}
