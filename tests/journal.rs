@@ -31,11 +31,24 @@ pub(crate) struct Image {
     /// The sync at which the power goes.
     fails_at: u64,
     held: bool,
+    /// Syncs that go through all the same.
+    passes: u64,
+    /// Whether a sync waits.
+    waiting: bool,
 }
 
 impl Disk {
     pub(crate) fn new(durable: Vec<u8>, fails_at: u64) -> Self {
-        let image = Image { live: durable.clone(), durable, unsynced: vec![], syncs: 0, fails_at, held: false };
+        let image = Image {
+            live: durable.clone(),
+            durable,
+            unsynced: vec![],
+            syncs: 0,
+            fails_at,
+            held: false,
+            passes: 0,
+            waiting: false,
+        };
         Self { image: Arc::new(Mutex::new(image)), released: Arc::default() }
     }
 
@@ -68,6 +81,22 @@ impl Disk {
 /// A disk that stands still.
 pub(crate) struct Held<'a>(&'a Disk);
 
+impl Held<'_> {
+    /// Lets the sync through that waits, or else the next one.
+    pub(crate) fn let_one_through(&self) {
+        self.0.with(|image| {
+            image.passes += 1;
+            image.waiting = false;
+        });
+        self.0.released.notify_all();
+    }
+
+    /// Whether a sync waits.
+    pub(crate) fn is_awaited(&self) -> bool {
+        self.0.with(|image| image.waiting)
+    }
+}
+
 impl Drop for Held<'_> {
     fn drop(&mut self) {
         self.0.with(|image| image.held = false);
@@ -95,9 +124,12 @@ impl StorageBackend for Disk {
 
     fn sync_data(&self) -> io::Result<()> {
         let mut image = self.image.lock().unwrap();
-        while image.held {
+        while image.held && image.passes == 0 {
+            image.waiting = true;
             image = self.released.wait(image).unwrap();
         }
+        image.waiting = false;
+        image.passes = image.passes.saturating_sub(1);
         drop(image);
         self.with(|image| {
             image.syncs += 1;
