@@ -57,6 +57,8 @@ fn code_generation() -> Config {
 
     // Host functions run on what the guest leaves of the stack: 1.5 MiB at the least.
     config.max_wasm_stack(512 << 10).async_stack_size(2 << 20);
+    // Stacks are pooled: the next attempt finds zeros. A second wall, behind the one that no guest reads its stack past.
+    config.async_stack_zeroing(true);
 
     // What rustc emits, and no more. Tail calls, typed function references, memory64 and several memories have each
     // had a hole in fuel or in the sandbox, and no guest of ours needs them. GC, threads, exceptions and component-model
