@@ -42,9 +42,10 @@ pub(super) struct ServeArgs {
     /// Steps of one tenant that run at once [default: three quarters of all]
     #[arg(long, env = "STEPWELL_SLOTS_PER_TENANT", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     slots_per_tenant: Option<u32>,
-    /// Runs that have steps under way at once; further ones stay queued
-    #[arg(long, env = "STEPWELL_ACTIVE_RUNS", default_value_t = 10_000)]
-    active_runs: usize,
+    /// Runs that have steps under way at once; further ones stay queued [default: four for each slot]
+    // More would not run faster: each has a write in the journal's queue, and every start waits behind all of them.
+    #[arg(long, env = "STEPWELL_ACTIVE_RUNS")]
+    active_runs: Option<usize>,
     /// The same for one tenant [default: three quarters of all]
     #[arg(long, env = "STEPWELL_ACTIVE_RUNS_PER_TENANT")]
     active_runs_per_tenant: Option<usize>,
@@ -106,9 +107,10 @@ async fn serve_until_told(args: ServeArgs) -> anyhow::Result<()> {
         compiler: compile::this_program(),
     })?;
     let sandbox = Arc::new(sandbox);
+    let active_runs = args.active_runs.unwrap_or(args.slots as usize * 4);
     let config = DriverConfig {
-        active_runs_max: args.active_runs,
-        active_runs_per_tenant: args.active_runs_per_tenant.unwrap_or(args.active_runs - args.active_runs / 4),
+        active_runs_max: active_runs,
+        active_runs_per_tenant: args.active_runs_per_tenant.unwrap_or(active_runs - active_runs / 4),
         grace: Duration::from_secs(args.grace_seconds),
     };
     let driver = Driver::new(Arc::clone(&journal), Arc::clone(&sandbox), &config);

@@ -189,7 +189,6 @@ impl Sandbox {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(config.threads.max(1))
             .thread_name("guest")
-            .on_thread_start(yield_to_the_host)
             .enable_all()
             .build()?;
         Ok(Self {
@@ -269,18 +268,6 @@ impl Drop for Sandbox {
 impl std::fmt::Debug for Sandbox {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Sandbox").field("free_slots", &self.slots.free()).finish_non_exhaustive()
-    }
-}
-
-/// How much the threads of guests stand back when there is too much to do (see `nice(2)`).
-const GUEST_NICENESS: i32 = 5;
-
-/// Lets the host's own threads go first: accepting a run, writing the journal and feeding streams take microseconds
-/// each, and everybody waits for them; guests take whatever time there is.
-fn yield_to_the_host() {
-    // On Linux this is about the calling thread alone.
-    if let Err(error) = rustix::process::setpriority_process(None, GUEST_NICENESS) {
-        tracing::warn!(%error, "guests run at the priority of the host");
     }
 }
 
