@@ -161,8 +161,8 @@ async fn neighbours_go_on_at_their_pace() {
         let run = server.ended(&id).await;
         assert_eq!(run["status"], "failed", "{run}");
     }
-    // Ten steps share two cores with guests that compute without end: each waits its turn, not for their end. The
-    // bound is far above what is measured (see docs/measurements.md) and far below the seconds that waiting would take.
+    // Ten steps share two cores with guests that compute without end: each waits its turn. The bound is generous for a slow
+    // machine, so this finds a host that stands still and not one that is slow.
     assert!(beside < alone + Duration::from_secs(3), "alone {alone:?}, beside hostile guests {beside:?}");
 }
 

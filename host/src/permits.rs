@@ -36,13 +36,10 @@ impl Permits {
     /// Waits for a permit.
     pub(crate) async fn acquire(&self, tenant: &TenantId) -> Permit {
         let tenant = self.tenant(tenant);
-        loop {
-            let permits = (tenant.clone().acquire_owned().await, self.all.clone().acquire_owned().await);
-            if let (Ok(tenant), Ok(all)) = permits {
-                return Permit { _tenant: tenant, _all: all };
-            }
+        match (tenant.acquire_owned().await, Arc::clone(&self.all).acquire_owned().await) {
+            (Ok(tenant), Ok(all)) => Permit { _tenant: tenant, _all: all },
             // Never: these semaphores are not closed.
-            std::future::pending::<()>().await;
+            _ => std::future::pending().await,
         }
     }
 

@@ -12,7 +12,7 @@ use stepwell_core::Refusal;
 use utoipa::ToSchema;
 
 use crate::driver::{CancelError, StartError};
-use crate::journal::JournalError;
+use crate::journal::{JournalError, error_chain};
 use crate::sandbox::UploadError;
 
 /// Bytes over the limit that are read, and forgotten, so that the answer gets through.
@@ -137,7 +137,7 @@ impl From<JournalError> for Problem {
             | JournalError::Damaged { .. }
             | JournalError::UnknownFormat { .. }
             | JournalError::Storage { .. } => {
-                tracing::error!(error = %anyhow::format_err!("{error}"), source = ?std::error::Error::source(&error), "the journal failed a request");
+                tracing::error!(error = error_chain(&error), "the journal failed a request");
                 Self::internal()
             }
         }

@@ -29,7 +29,7 @@ use super::Shared;
 use super::registry::{Inbox, Messages};
 use super::step_host::LoopHost;
 use crate::clock;
-use crate::journal::{Batch, Content, Created, IdempotencyKey, Journal, JournalError, RunSummary};
+use crate::journal::{Batch, Content, Created, IdempotencyKey, Journal, JournalError, RunSummary, error_chain};
 use crate::permits::Permit;
 use crate::sandbox::{Attempt, AttemptEnd, HostRefusal, Job, StepOutput, StoredArtifact};
 
@@ -188,7 +188,7 @@ impl RunLoop {
                 Ok(Some(this)) => this,
                 Ok(None) => break,
                 Err(error) => {
-                    tracing::error!(run = %key, %error, "a run cannot be taken up");
+                    tracing::error!(run = %key, error = error_chain(&error), "a run cannot be taken up");
                     break;
                 }
             };
@@ -203,7 +203,7 @@ impl RunLoop {
                 }
                 Over::Lost(error) => {
                     // The journal is closed; the next start takes the run up.
-                    tracing::error!(run = %key, %error, "a run could not be recorded any further");
+                    tracing::error!(run = %key, error = error_chain(&error), "a run could not be recorded any further");
                     break;
                 }
             }

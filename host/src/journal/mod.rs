@@ -246,3 +246,15 @@ impl RunSummary {
         summary.filter(|_| changed)
     }
 }
+
+/// An error with all that caused it, on one line.
+pub(crate) fn error_chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}

@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::redb::storage;
 use super::tails::{TailState, Tails};
-use super::{Content, Created, IDEMPOTENCY_TTL_MS, IdempotencyKey, JournalError, keys};
+use super::{Content, Created, IDEMPOTENCY_TTL_MS, IdempotencyKey, JournalError, error_chain, keys};
 
 /// Writes waiting for the writer before senders wait for room. More than any sensible number of runs moving at once,
 /// so
@@ -396,16 +396,4 @@ impl IdempotencyEntry {
             fingerprint: fingerprint.try_into().ok()?,
         })
     }
-}
-
-/// An error with all that caused it, on one line.
-fn error_chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
 }
