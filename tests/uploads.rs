@@ -114,7 +114,7 @@ async fn a_graph_with_problems_lists_them_all() {
         }
     };
     replace(b"probes", b"pro es");
-    replace(b"finish", b"fin sh");
+    replace(b"begin", b"be in");
     let response = upload(&server, bytes).await;
     assert_eq!(response.status(), StatusCode::UNPROCESSABLE_ENTITY);
     let body: Value = response.json().await.unwrap();

@@ -122,7 +122,15 @@ async fn append_for(journal: &RedbJournal, duration: Duration) -> anyhow::Result
 
     let step: StepId = "s1".parse().map(stepwell_core::NodeId::into)?;
     let events = vec![
-        Event::StepCompleted { step: step.clone(), attempt: 1, output: input, labels: Vec::new(), fuel_used: 10_000 },
+        Event::StepCompleted {
+            step: step.clone(),
+            attempt: 1,
+            output: input,
+            labels: Vec::new(),
+            fan_out: None,
+            again: false,
+            fuel_used: 10_000,
+        },
         Event::StepStarted { step, attempt: 1 },
     ];
     let (mut last_seq, mut times) = (1, Vec::new());
@@ -233,8 +241,9 @@ impl Chain {
         let attempt = self.sandbox.spawn(
             &self.step.tenant,
             self.step.version,
+            Box::new(|| None),
+            None,
             move || Ok(step.job()),
-            || None,
             move |end| chain.ended(end),
         );
         *current = Some(attempt);

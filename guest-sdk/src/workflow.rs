@@ -29,6 +29,11 @@ impl<W: Workflow> steps::Guest for W {
         W::describe()
     }
 
+    // The types of the steps' parameters say what a step takes, and each step says so itself.
+    fn check_input(_input: String) -> Vec<steps::InputProblem> {
+        Vec::new()
+    }
+
     fn run_step(step: steps::StepContext, inputs: Vec<(String, String)>) -> Result<steps::Outcome, steps::Failure> {
         log_panics();
         match W::run_step(&Ctx::new(step), Inputs::from(inputs)) {
@@ -55,6 +60,7 @@ pub fn graph(nodes: Vec<Node>, edges: Vec<Edge>, output: &str, topics: &[&str], 
         output: Some(output.to_owned()),
         topics: topics.iter().map(|&topic| topic.to_owned()).collect(),
         channel: channel.map(str::to_owned),
+        input_schema: None,
     }
 }
 
@@ -66,6 +72,9 @@ pub fn node(id: &str, description: Option<&str>, needs: &[&str], retry: RetryPol
         needs: needs.iter().map(|&need| need.to_owned()).collect(),
         retry,
         limits,
+        opens: None,
+        closes: None,
+        delegates_to: None,
     }
 }
 

@@ -1,17 +1,17 @@
 //! What we do about it: given a state and something that just happened, the facts that follow.
 //!
-//! [`Run::decide`] changes nothing. What it returns belongs into one append: a step's result and the scheduling of
-//! its successors are one fact on disk or none.
+//! [`Run::decide`] changes nothing, and finds only the first facts. What follows from those alone (which steps are due
+//! now, whether the run has ended) is the fold's to say: [`Run::follow`] takes them in and returns the whole, which belongs
+//! into one append. A step's result and the scheduling of its successors are one fact on disk or none.
 
-use std::collections::{HashMap, VecDeque};
-
-use crate::event::{Event, LogLevel, SuspendReason};
+use crate::event::{Event, LogLevel};
 use crate::failure::{Failure, FailureKind, INTERRUPTED};
-use crate::graph::{Graph, NodeIndex};
-use crate::ids::{Digest, NodeId, StepId, WorkflowName};
-use crate::json::{ContentRef, Json, Payload};
+use crate::graph::{NodeIndex, ScopeKind};
+use crate::ids::{Digest, StepId, WorkflowName};
+use crate::json::{ContentRef, Payload};
 use crate::retry::{Dice, INTERRUPTIONS_MAX, RetryPolicy};
-use crate::run::{Run, RunStatus, Step, StepState, Taken};
+use crate::run::{Place, Run, RunStatus, Step, StepState};
+use crate::scope::ITEMS_MAX;
 use crate::time::Timestamp;
 
 /// Something that just happened outside.
@@ -97,6 +97,19 @@ pub struct Success {
     pub output: Payload,
     /// Labels of the edges to take besides the unlabelled ones.
     pub labels: Vec<String>,
+    /// What it wants to happen behind it.
+    pub next: Next,
+}
+
+/// What a successful attempt wants to happen behind its step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// What the edges say.
+    Done,
+    /// The output is an array of so many items, each of which is to be worked on.
+    FanOut(u32),
+    /// The output is the state of one more iteration.
+    Again,
 }
 
 /// Why nothing follows from an input.
@@ -122,7 +135,8 @@ pub enum Refusal {
 }
 
 impl Run {
-    /// The events that follow from an input. Changes nothing; an empty list means that nothing is to be done.
+    /// The first events that follow from an input, for [`follow`](Self::follow). Changes nothing; an empty list means that
+    /// nothing is to be done.
     pub fn decide(&self, input: Input, now: Timestamp, dice: Dice) -> Result<Vec<Event>, Refusal> {
         if let Some(status) = self.status.filter(|status| status.is_terminal()) {
             return Err(Refusal::Ended(status));
@@ -134,7 +148,8 @@ impl Run {
                 }
                 Ok(vec![Event::RunQueued { workflow, version, input }])
             }
-            Input::Start => self.start(),
+            Input::Start if self.status == Some(RunStatus::Queued) => Ok(vec![Event::RunStarted {}]),
+            Input::Start => Err(Refusal::OutOfPlace),
             Input::Publish { step, attempt, topic, payload } => {
                 self.under_way(&step, attempt)?;
                 if !self.graph.has_topic(&topic) {
@@ -151,13 +166,17 @@ impl Run {
                 Ok(vec![Event::StepArtifact { step, attempt, name, media_type, content }])
             }
             Input::AttemptEnded { step, attempt, result, fuel_used } => {
-                let (index, _) = self.under_way(&step, attempt)?;
-                match result.and_then(|success| self.check_labels(index, success)) {
-                    Ok(success) => Ok(self.complete(index, step, attempt, success, fuel_used)),
-                    Err(failure) => self.fail(step, attempt, failure, fuel_used, now, dice),
-                }
+                let (place, state) = self.under_way(&step, attempt)?;
+                Ok(vec![match result.and_then(|success| self.check_success(&place, success)) {
+                    Ok(Success { output, labels, next }) => {
+                        let fan_out = if let Next::FanOut(count) = next { Some(count) } else { None };
+                        let again = next == Next::Again;
+                        Event::StepCompleted { step, attempt, output, labels, fan_out, again, fuel_used }
+                    }
+                    Err(failure) => self.failed(step, &place, state, failure, fuel_used, now, dice),
+                }])
             }
-            Input::AttemptLost { step, attempt } => self.lose(step, attempt, now),
+            Input::AttemptLost { step, attempt } => Ok(vec![self.lost(step, attempt, now)?]),
             Input::TimerDue => Ok(self.wake(now)),
             Input::Cancel { reason } => {
                 if self.status.is_none() {
@@ -168,64 +187,58 @@ impl Run {
         }
     }
 
-    fn start(&self) -> Result<Vec<Event>, Refusal> {
-        if self.status != Some(RunStatus::Queued) {
-            return Err(Refusal::OutOfPlace);
+    /// An outcome must fit its node. It may only name labels that the node's edges carry; anything else is a slip that
+    /// would skip whole branches in silence.
+    fn check_success(&self, place: &Place, success: Success) -> Result<Success, Failure> {
+        let permanent = |code: &str, message: String| Err(Failure::platform(FailureKind::Permanent, code, message));
+        let unknown = |label: &&String| !self.graph.node(place.node).is_some_and(|node| node.has_label(label));
+        if let Some(label) = success.labels.iter().find(unknown) {
+            let shown: String = label.chars().take(64).collect();
+            let message = format!("the step chose the label `{shown}`, which no edge out of its node carries");
+            return permanent("unknown_route", message);
         }
-        let roots = self.graph.nodes().iter().zip(&self.steps).filter(|(_, step)| step.is_ready());
-        let started = roots.map(|(node, _)| Event::StepStarted { step: node.id.clone().into(), attempt: 1 });
-        Ok(std::iter::once(Event::RunStarted {}).chain(started).collect())
-    }
-
-    /// An outcome may only name labels that its node's edges carry; anything else is a slip that would skip
-    /// whole branches in silence.
-    fn check_labels(&self, index: NodeIndex, success: Success) -> Result<Success, Failure> {
-        let unknown = |label: &&String| !self.graph.node(index).is_some_and(|node| node.has_label(label));
-        match success.labels.iter().find(unknown) {
-            None => Ok(success),
-            Some(label) => {
-                let shown: String = label.chars().take(64).collect();
-                let message = format!("the step chose the label `{shown}`, which no edge out of its node carries");
-                Err(Failure::platform(FailureKind::Permanent, "unknown_route", message))
+        let (opens, closes) = self.scopes_at(place.node);
+        match (success.next, opens, closes) {
+            (Next::FanOut(count), Some(ScopeKind::Each { .. }), _) if count > ITEMS_MAX => {
+                permanent("too_many_items", format!("the fan-out has {count} items, at most {ITEMS_MAX} are allowed"))
+            }
+            (Next::Again, _, Some(ScopeKind::Repeat { max }))
+                if self.next_iteration(place).is_some_and(|n| n >= max) =>
+            {
+                permanent("loop_limit", format!("the loop wants more than {max} iterations"))
+            }
+            (Next::FanOut(_), Some(ScopeKind::Each { .. }), _)
+            | (Next::Again | Next::Done, Some(ScopeKind::Repeat { .. }), _)
+            | (Next::Again, None, Some(ScopeKind::Repeat { .. }))
+            | (Next::Done, None, _) => Ok(success),
+            (Next::Done, Some(ScopeKind::Each { .. }), _) => {
+                permanent("unexpected_outcome", "a node that opens a fan-out hands over its items".to_owned())
+            }
+            (Next::FanOut(_) | Next::Again, ..) => {
+                let message =
+                    "only nodes that open a fan-out, or open or close a loop, have such an outcome".to_owned();
+                permanent("unexpected_outcome", message)
             }
         }
     }
 
-    fn complete(&self, index: NodeIndex, step: StepId, attempt: u32, success: Success, fuel_used: u64) -> Vec<Event> {
-        let Success { output, labels } = success;
-        let after = Resolution::of(self, index, &labels);
-        // The output node's payload, which may be the very one that is being recorded.
-        let run_output = |graph: &Graph| match graph.output() {
-            Some(node) if node == index => Some(output.clone()),
-            Some(node) => self.output_of(node),
-            None => None,
-        };
-        let last = (after.started.is_empty() && after.skipped.len() + 1 == self.open)
-            .then(|| run_output(&self.graph).unwrap_or_else(|| Payload::Inline(Json::null())));
-        let mut events = vec![Event::StepCompleted { step, attempt, output, labels, fuel_used }];
-        events.extend(after.skipped.into_iter().map(|node| Event::StepSkipped { step: node.into() }));
-        if let Some(output) = last {
-            events.push(Event::RunCompleted { output });
-        } else if after.started.is_empty() {
-            // Nothing new is due, and this step is done: all that is left may be waiting.
-            events.extend(self.suspension_without(index, None));
-        } else {
-            events.extend(after.started.into_iter().map(|node| Event::StepStarted { step: node.into(), attempt: 1 }));
-        }
-        events
+    /// What a node opens, and what it closes.
+    fn scopes_at(&self, node: NodeIndex) -> (Option<ScopeKind>, Option<ScopeKind>) {
+        let kind = |scope| self.graph.inner(scope).map(|inner| inner.kind);
+        self.graph.node(node).map_or((None, None), |node| (node.opens.and_then(kind), node.closes.and_then(kind)))
     }
 
-    fn fail(
+    fn failed(
         &self,
         step: StepId,
-        attempt: u32,
+        place: &Place,
+        state: &Step,
         failure: Failure,
         fuel_used: u64,
         now: Timestamp,
         dice: Dice,
-    ) -> Result<Vec<Event>, Refusal> {
-        let (index, state) = self.under_way(&step, attempt)?;
-        let policy = self.graph.node(index).map(|node| node.retry).unwrap_or_default();
+    ) -> Event {
+        let policy = self.graph.node(place.node).map(|node| node.retry).unwrap_or_default();
         let next_attempt_at = match failure.kind {
             FailureKind::Permanent => None,
             FailureKind::Retryable if failure.is_the_hosts() => {
@@ -234,129 +247,42 @@ impl Run {
             }
             FailureKind::Retryable => policy.next_attempt_at(state.failures + 1, failure.retry_after_ms, now, dice),
         };
-        let mut events = vec![Event::StepFailed {
-            step: step.clone(),
-            attempt,
-            failure: failure.clone(),
-            will_retry: next_attempt_at.is_some(),
-            next_attempt_at,
-            fuel_used,
-        }];
-        events.extend(rolled_back(&step, attempt, state));
-        match next_attempt_at {
-            Some(at) => {
-                events.push(Event::StepSuspended { step, reason: SuspendReason::Retry, until: Some(at) });
-                events.extend(self.suspension_without(index, Some(at)));
-            }
-            None => events.push(Event::RunFailed { step: Some(step), failure }),
-        }
-        Ok(events)
+        let will_retry = next_attempt_at.is_some();
+        Event::StepFailed { step, attempt: state.attempts, failure, will_retry, next_attempt_at, fuel_used }
     }
 
     /// An attempt that was cut off is rolled back and started anew at once, as a new attempt. It does not use up
     /// the policy's attempts: the step has done nothing wrong. One that is cut off again and again has.
-    fn lose(&self, step: StepId, attempt: u32, now: Timestamp) -> Result<Vec<Event>, Refusal> {
+    fn lost(&self, step: StepId, attempt: u32, now: Timestamp) -> Result<Event, Refusal> {
         let (_, state) = self.under_way(&step, attempt)?;
-        let again = state.interruptions < INTERRUPTIONS_MAX;
-        let failure = if again {
+        let will_retry = state.interruptions < INTERRUPTIONS_MAX;
+        let failure = if will_retry {
             Failure::platform(FailureKind::Retryable, INTERRUPTED, "the host stopped while the attempt was under way")
         } else {
             let message = format!("the host stopped {INTERRUPTIONS_MAX} times while this step was under way");
             Failure::platform(FailureKind::Permanent, "interrupted_too_often", message)
         };
-        let mut events = vec![Event::StepFailed {
-            step: step.clone(),
-            attempt,
-            failure: failure.clone(),
-            will_retry: again,
-            next_attempt_at: again.then_some(now),
-            fuel_used: 0,
-        }];
-        events.extend(rolled_back(&step, attempt, state));
-        events.push(if again {
-            Event::StepStarted { step, attempt: attempt + 1 }
-        } else {
-            Event::RunFailed { step: Some(step), failure }
-        });
-        Ok(events)
+        let next_attempt_at = will_retry.then_some(now);
+        Ok(Event::StepFailed { step, attempt, failure, will_retry, next_attempt_at, fuel_used: 0 })
     }
 
     fn wake(&self, now: Timestamp) -> Vec<Event> {
-        let due = |index: &NodeIndex| {
-            let step = self.steps.get(*index)?;
-            let StepState::Suspended { until: Some(until), .. } = step.state else { return None };
-            (until <= now).then_some((self.graph.node(*index)?.id.clone(), step.attempts + 1))
+        let due = |place: &Place| match self.at(place)?.state {
+            StepState::Suspended { until: Some(until), .. } if until <= now => self.id_of(place),
+            _ => None,
         };
-        let due: Vec<(NodeId, u32)> = self.active.iter().filter_map(due).collect();
-        let mut events = Vec::with_capacity(1 + 2 * due.len());
-        if !due.is_empty() && self.status == Some(RunStatus::Suspended) {
-            events.push(Event::RunResumed {});
-        }
-        for (node, attempt) in due {
-            events.push(Event::StepResumed { step: node.clone().into() });
-            events.push(Event::StepStarted { step: node.into(), attempt });
+        let mut events: Vec<Event> =
+            self.active.iter().filter_map(due).map(|step| Event::StepResumed { step }).collect();
+        if !events.is_empty() && self.status == Some(RunStatus::Suspended) {
+            events.insert(0, Event::RunResumed {});
         }
         events
     }
 
-    /// The suspension of the run when one step stops moving (until a time, or for good) and all others wait.
-    fn suspension_without(&self, index: NodeIndex, until: Option<Timestamp>) -> Option<Event> {
-        let mut earliest = until;
-        for other in self.active.iter().filter(|other| **other != index) {
-            match self.steps.get(*other)?.state {
-                StepState::Suspended { until, .. } => earliest = [earliest, until].into_iter().flatten().min(),
-                _ => return None,
-            }
-        }
-        let waits = until.is_some() || self.active.len() > 1;
-        waits.then_some(Event::RunSuspended { reason: SuspendReason::Retry, until: earliest })
-    }
-
-    fn under_way(&self, id: &StepId, attempt: u32) -> Result<(NodeIndex, &Step), Refusal> {
-        let refusal = || Refusal::NotUnderWay { step: id.clone(), attempt };
-        let (index, step) = self.step(id).map_err(|_| refusal())?;
-        let matches = matches!(step.state, StepState::Running { .. }) && step.attempts == attempt;
-        if matches { Ok((index, step)) } else { Err(refusal()) }
-    }
-}
-
-fn rolled_back(step: &StepId, attempt: u32, state: &Step) -> Option<Event> {
-    let (first_seq, last_seq) = state.updates?;
-    Some(Event::StepRolledBack { step: step.clone(), attempt, first_seq, last_seq })
-}
-
-/// What becomes of the nodes behind one that has just completed.
-#[derive(Default)]
-struct Resolution {
-    started: Vec<NodeId>,
-    skipped: Vec<NodeId>,
-}
-
-impl Resolution {
-    /// Follows the edges out of a completed node. A node that is skipped resolves its own edges in turn, so this
-    /// walks on until nothing more is decided; it looks only at nodes behind the completed one.
-    fn of(run: &Run, index: NodeIndex, labels: &[String]) -> Self {
-        let mut found = Self::default();
-        let mut changed: HashMap<NodeIndex, (usize, usize)> = HashMap::new();
-        let mut resolved = VecDeque::from([(index, Taken::by(labels))]);
-        while let Some((index, edges)) = resolved.pop_front() {
-            for edge in run.graph.node(index).into_iter().flat_map(|node| &node.outgoing) {
-                let (Some(step), Some(node)) = (run.steps.get(edge.target), run.graph.node(edge.target)) else {
-                    continue;
-                };
-                let (unresolved, taken) = changed.entry(edge.target).or_insert((step.unresolved, step.taken));
-                *unresolved -= 1;
-                *taken += usize::from(edges.takes(edge));
-                match (*unresolved, *taken) {
-                    (0, 0) => {
-                        found.skipped.push(node.id.clone());
-                        resolved.push_back((edge.target, Taken::None));
-                    }
-                    (0, _) => found.started.push(node.id.clone()),
-                    _ => {}
-                }
-            }
-        }
-        found
+    fn under_way(&self, id: &StepId, attempt: u32) -> Result<(Place, &Step), Refusal> {
+        let found = self
+            .step(id)
+            .filter(|(_, step)| matches!(step.state, StepState::Running { .. }) && step.attempts == attempt);
+        found.ok_or_else(|| Refusal::NotUnderWay { step: id.clone(), attempt })
     }
 }

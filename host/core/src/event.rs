@@ -136,6 +136,12 @@ pub enum Event {
         /// Labels of the edges taken besides the unlabelled ones.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         labels: Vec<String>,
+        /// For a node that opens a fan-out: how many items the result has.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        fan_out: Option<u32>,
+        /// For a node that opens or closes a loop: the result is the state of one more iteration.
+        #[serde(default, skip_serializing_if = "is_false")]
+        again: bool,
         /// Metered instructions the attempt used.
         fuel_used: u64,
     },
@@ -174,6 +180,17 @@ pub enum Event {
         /// The step.
         step: StepId,
     },
+    /// The item that the step belongs to has failed elsewhere, and the run goes on without it.
+    #[serde(rename = "step.cancelled")]
+    StepCancelled {
+        /// The step.
+        step: StepId,
+    },
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde wants it so")]
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// What a suspended run or step waits for. Typed, so that nobody mistakes a retry for a person.
@@ -220,6 +237,7 @@ impl Event {
             Self::StepFailed { .. } => "step.failed",
             Self::StepRolledBack { .. } => "step.rolled_back",
             Self::StepSkipped { .. } => "step.skipped",
+            Self::StepCancelled { .. } => "step.cancelled",
         }
     }
 
@@ -242,7 +260,8 @@ impl Event {
             | Self::StepCompleted { step, .. }
             | Self::StepFailed { step, .. }
             | Self::StepRolledBack { step, .. }
-            | Self::StepSkipped { step } => Some(step),
+            | Self::StepSkipped { step }
+            | Self::StepCancelled { step } => Some(step),
             Self::RunFailed { step, .. } => step.as_ref(),
             Self::RunQueued { .. }
             | Self::RunStarted {}

@@ -56,6 +56,12 @@ impl Failure {
         self.source == FailureSource::Platform && matches!(self.code.as_str(), INTERRUPTED | UNAVAILABLE)
     }
 
+    /// Whether the attempt was cut off because the host stopped. The next one starts at once.
+    #[must_use]
+    pub fn is_interruption(&self) -> bool {
+        self.source == FailureSource::Platform && self.code == INTERRUPTED
+    }
+
     /// A failure that the host declares.
     #[must_use]
     pub fn platform(kind: FailureKind, code: &str, message: impl Into<String>) -> Self {

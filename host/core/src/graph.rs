@@ -8,8 +8,10 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{NodeId, is_word};
+use crate::ids::{Digest, NodeId, WorkflowName, is_word};
+use crate::json::Json;
 use crate::retry::{ATTEMPTS_MAX, RetryPolicy, WAIT_MS_MAX};
+use crate::scope::{CONCURRENCY_MAX, ITERATIONS_MAX, Inner, OUTERMOST, Scope, ScopeIndex, Scopes};
 
 /// Nodes in a graph. Large enough for generated graphs, small enough to check in milliseconds.
 pub const NODES_MAX: usize = 10_000;
@@ -33,7 +35,7 @@ pub const MEMORY_BYTES_MAX: u64 = 256 << 20;
 pub const PROBLEMS_MAX: usize = 200;
 
 /// A graph as somebody wrote it: nothing in it is checked yet.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct GraphSpec {
     /// The nodes.
     pub nodes: Vec<NodeSpec>,
@@ -48,6 +50,9 @@ pub struct GraphSpec {
     /// The channel that updates reach besides their run's stream.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub channel: Option<String>,
+    /// A JSON Schema of the run's input.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub input_schema: Option<Json>,
 }
 
 /// A node as somebody wrote it.
@@ -65,6 +70,73 @@ pub struct NodeSpec {
     pub retry: RetryPolicy,
     /// What one attempt may use.
     pub limits: Limits,
+    /// The nodes from here to the one that closes this one run several times.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub opens: Option<ScopeKind>,
+    /// The node that this one closes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub closes: Option<String>,
+    /// Where the step's work is done when it delegates.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delegates_to: Option<DelegateSpec>,
+}
+
+impl NodeSpec {
+    /// A node that needs nothing, is retried by default and opens and closes nothing.
+    #[must_use]
+    pub fn new(id: impl Into<String>, limits: Limits) -> Self {
+        Self {
+            id: id.into(),
+            description: None,
+            needs: Vec::new(),
+            retry: RetryPolicy::default(),
+            limits,
+            opens: None,
+            closes: None,
+            delegates_to: None,
+        }
+    }
+}
+
+/// How often the nodes of a scope run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ScopeKind {
+    /// Once for each element of the array that the opening node hands over.
+    Each {
+        /// Items under way at once.
+        concurrency: u32,
+        /// What becomes of the others when a step of one item has failed for good.
+        on_failure: ItemFailure,
+    },
+    /// Again and again, until the closing node says that it is enough.
+    Repeat {
+        /// Iterations.
+        max: u32,
+    },
+}
+
+/// What becomes of a fan-out when a step of one item has failed for good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ItemFailure {
+    /// The fan-out has failed, and with it what it is part of; other items are cancelled.
+    Cancel,
+    /// The other items are brought to their end; then the fan-out has failed.
+    Finish,
+    /// The other items are brought to their end; the closing node decides what the failures mean.
+    Collect,
+}
+
+/// A node of another workflow of the same tenant, as somebody wrote it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DelegateSpec {
+    /// The workflow's name.
+    pub workflow: String,
+    /// The version: the SHA-256 of the component, in lower-case hex.
+    pub version: String,
+    /// The node.
+    pub node: String,
 }
 
 /// What one attempt of a step may use.
@@ -102,6 +174,9 @@ pub struct Problem {
     pub code: String,
     /// A sentence for people.
     pub message: String,
+    /// What to do about it, where that can be told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
 }
 
 /// The place of a node in its graph's list.
@@ -111,6 +186,7 @@ pub type NodeIndex = usize;
 #[derive(Debug, Clone, PartialEq)]
 pub struct Graph {
     nodes: Vec<Node>,
+    scopes: Vec<Scope>,
     by_id: HashMap<NodeId, NodeIndex>,
     output: Option<NodeIndex>,
     spec: GraphSpec,
@@ -127,11 +203,35 @@ pub struct Node {
     pub retry: RetryPolicy,
     /// What one attempt may use.
     pub limits: Limits,
-    /// Edges that start here.
+    /// The scope it stands in.
+    pub scope: ScopeIndex,
+    /// Its place among the nodes of its scope.
+    pub place: usize,
+    /// The scope that it opens.
+    pub opens: Option<ScopeIndex>,
+    /// The scope that it closes.
+    pub closes: Option<ScopeIndex>,
+    /// Where the step's work is done when it delegates.
+    pub delegates_to: Option<Delegate>,
+    /// Edges from here to nodes of the same scope. A scope within counts as one edge from the node that opens it to the
+    /// one that closes it.
     pub outgoing: Vec<Outgoing>,
-    /// How many edges end here.
+    /// How many edges lead here, counted in the same way, and those from the node that opens the scope.
     pub incoming: usize,
+    /// How many of them come from the node that opens the scope: they are taken when the scope is entered.
+    pub entries: usize,
     labels: HashSet<String>,
+}
+
+/// A node of another workflow of the same tenant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Delegate {
+    /// The workflow's name.
+    pub workflow: WorkflowName,
+    /// The version.
+    pub version: Digest,
+    /// The node.
+    pub node: NodeId,
 }
 
 /// A value that a step is handed.
@@ -139,8 +239,25 @@ pub struct Node {
 pub enum Need {
     /// The run's input.
     Input,
-    /// An ancestor's output.
+    /// An ancestor's output: one of the same scope or of one around it.
     Output(NodeIndex),
+    /// The item or state that the step works on, of the scope that this node opens.
+    Item(NodeIndex),
+    /// For the node that closes a fan-out: the outputs of a node between, one for each item.
+    EachOutput(NodeIndex),
+    /// For the node that closes a loop: the output of a node between, in this iteration.
+    LastOutput(NodeIndex),
+}
+
+impl Need {
+    /// The node it names.
+    #[must_use]
+    pub const fn node(&self) -> Option<NodeIndex> {
+        match self {
+            Self::Input => None,
+            Self::Output(node) | Self::Item(node) | Self::EachOutput(node) | Self::LastOutput(node) => Some(*node),
+        }
+    }
 }
 
 /// A checked edge, seen from its source.
@@ -168,6 +285,34 @@ impl Graph {
     #[must_use]
     pub fn node(&self, index: NodeIndex) -> Option<&Node> {
         self.nodes.get(index)
+    }
+
+    /// All scopes, the outermost first.
+    #[must_use]
+    pub fn scopes(&self) -> &[Scope] {
+        &self.scopes
+    }
+
+    /// What a scope other than the outermost is.
+    #[must_use]
+    pub fn inner(&self, scope: ScopeIndex) -> Option<Inner> {
+        self.scopes.get(scope)?.inner
+    }
+
+    /// How many numbers the items of a scope's steps have.
+    #[must_use]
+    pub fn depth(&self, scope: ScopeIndex) -> usize {
+        self.scopes.get(scope).map_or(0, |scope| scope.depth)
+    }
+
+    /// Whether a scope is another one or stands in it.
+    #[must_use]
+    pub fn is_within(&self, mut scope: ScopeIndex, other: ScopeIndex) -> bool {
+        while scope != other {
+            let Some(inner) = self.inner(scope) else { return false };
+            scope = inner.parent;
+        }
+        true
     }
 
     /// Where a node is.
@@ -217,7 +362,7 @@ impl Checker {
         }
         // Names come from a guest: what is shown of one is bounded.
         let node = node.map(|id| clip(id).to_owned());
-        self.problems.push(Problem { node, field: field.to_owned(), code: code.to_owned(), message });
+        self.problems.push(Problem { node, field: field.to_owned(), code: code.to_owned(), message, hint: None });
     }
 
     fn check(mut self, spec: GraphSpec) -> Result<Graph, Vec<Problem>> {
@@ -242,26 +387,19 @@ impl Checker {
         let by_id = self.check_nodes(&spec);
         let (outgoing, sources) = self.check_edges(&spec, &by_id);
         let order = self.check_cycles(&spec, &outgoing);
-        let needs = self.check_needs(&spec, &by_id, &sources, &order);
-        let output = self.check_output(&spec, &by_id);
+        let scopes = self.check_scopes(&spec, &by_id, &outgoing, &sources, &order);
+        let needs = self.check_needs(&spec, &by_id, &sources, &order, scopes.as_ref());
+        let output = self.check_output(&spec, &by_id, scopes.as_ref());
 
         if self.unreported > 0 {
             let message = format!("{} more problems are not listed", self.unreported);
-            self.problems.push(Problem { node: None, field: String::new(), code: "more_problems".to_owned(), message });
+            let code = "more_problems".to_owned();
+            self.problems.push(Problem { node: None, field: String::new(), code, message, hint: None });
         }
-        if !self.problems.is_empty() {
-            return Err(self.problems);
+        match scopes {
+            Some(scopes) if self.problems.is_empty() => assemble(spec, needs, &outgoing, &scopes, output),
+            _ => Err(self.problems),
         }
-        let nodes =
-            spec.nodes.iter().zip(needs).zip(outgoing).zip(sources).map(|(((node, needs), outgoing), sources)| {
-                let id = node.id.parse().map_err(|_| Vec::new())?; // cannot fail: check_nodes reported it
-                let labels = outgoing.iter().filter_map(|edge| edge.label.clone()).collect();
-                let (retry, limits) = (node.retry, node.limits);
-                Ok(Node { id, needs, retry, limits, outgoing, incoming: sources.len(), labels })
-            });
-        let nodes: Vec<Node> = nodes.collect::<Result<_, Vec<Problem>>>()?;
-        let by_id = nodes.iter().enumerate().map(|(index, node)| (node.id.clone(), index)).collect();
-        Ok(Graph { nodes, by_id, output, spec })
     }
 
     fn check_words(&mut self, spec: &GraphSpec) {
@@ -313,12 +451,33 @@ impl Checker {
                 );
             }
             self.check_ranges(node);
+            self.check_delegate(node);
         }
         by_id
     }
 
+    fn check_delegate(&mut self, node: &NodeSpec) {
+        let Some(DelegateSpec { workflow, version, node: target }) = &node.delegates_to else { return };
+        let names = [
+            ("delegates_to.workflow", workflow.parse::<WorkflowName>().err()),
+            ("delegates_to.version", version.parse::<Digest>().err()),
+            ("delegates_to.node", target.parse::<NodeId>().err()),
+        ];
+        for (field, error) in names {
+            if let Some(error) = error {
+                self.problem(Some(&node.id), field, "invalid_name", error.to_string());
+            }
+        }
+    }
+
     fn check_ranges(&mut self, node: &NodeSpec) {
         let (retry, limits) = (&node.retry, &node.limits);
+        let scope = match node.opens {
+            Some(ScopeKind::Each { concurrency, .. }) => Some(("opens.concurrency", concurrency, CONCURRENCY_MAX)),
+            Some(ScopeKind::Repeat { max }) => Some(("opens.max", max, ITERATIONS_MAX)),
+            None => None,
+        };
+        let scope = scope.map(|(field, value, most)| (field, value.into(), 1, most.into()));
         let whole = [
             ("limits.fuel", limits.fuel, 1, FUEL_MAX),
             ("limits.timeout_ms", limits.timeout_ms, 1, TIMEOUT_MS_MAX),
@@ -327,7 +486,7 @@ impl Checker {
             ("retry.initial_ms", retry.initial_ms, 0, WAIT_MS_MAX),
             ("retry.max_ms", retry.max_ms, retry.initial_ms.min(WAIT_MS_MAX), WAIT_MS_MAX),
         ];
-        for (field, value, least, most) in whole {
+        for (field, value, least, most) in whole.into_iter().chain(scope) {
             if !(least..=most).contains(&value) {
                 self.problem(
                     Some(&node.id),
@@ -433,12 +592,37 @@ impl Checker {
         order
     }
 
+    /// Where every node stands. `None` when that cannot be told.
+    fn check_scopes(
+        &mut self,
+        spec: &GraphSpec,
+        by_id: &HashMap<&str, NodeIndex>,
+        outgoing: &[Vec<Outgoing>],
+        sources: &[Vec<NodeIndex>],
+        order: &[NodeIndex],
+    ) -> Option<Scopes> {
+        if order.len() < spec.nodes.len() {
+            return None; // a cycle, which has been told
+        }
+        match Scopes::find(spec, by_id, outgoing, sources, order) {
+            Ok(scopes) => Some(scopes),
+            Err(faults) => {
+                for fault in faults {
+                    let id = spec.nodes.get(fault.node).map(|node| node.id.as_str());
+                    self.problem(id, fault.field, fault.code, fault.message);
+                }
+                None
+            }
+        }
+    }
+
     fn check_needs(
         &mut self,
         spec: &GraphSpec,
         by_id: &HashMap<&str, NodeIndex>,
         sources: &[Vec<NodeIndex>],
         order: &[NodeIndex],
+        scopes: Option<&Scopes>,
     ) -> Vec<Vec<Need>> {
         // Where there is a cycle, what leads to what is told with it.
         let ancestors = (order.len() == spec.nodes.len()).then(|| Ancestors::of(spec.nodes.len(), sources, order));
@@ -454,7 +638,15 @@ impl Checker {
                         let message = format!("no path leads from `{}` to this node", clip(name));
                         self.problem(Some(&node.id), "needs", "not_an_ancestor", message);
                     }
-                    Need::Output(found)
+                    match scopes.map_or(Some(Need::Output(found)), |scopes| scopes.need(index, found)) {
+                        Some(need) => need,
+                        None => {
+                            let message =
+                                format!("`{}` stands in a fan-out or loop that this node is outside of", clip(name));
+                            self.problem(Some(&node.id), "needs", "inside_scope", message);
+                            continue;
+                        }
+                    }
                 } else {
                     self.problem(Some(&node.id), "needs", "unknown_node", format!("`{}` is no node", clip(name)));
                     continue;
@@ -470,14 +662,94 @@ impl Checker {
         all
     }
 
-    fn check_output(&mut self, spec: &GraphSpec, by_id: &HashMap<&str, NodeIndex>) -> Option<NodeIndex> {
+    fn check_output(
+        &mut self,
+        spec: &GraphSpec,
+        by_id: &HashMap<&str, NodeIndex>,
+        scopes: Option<&Scopes>,
+    ) -> Option<NodeIndex> {
         let name = spec.output.as_ref()?;
         let found = by_id.get(name.as_str()).copied();
-        if found.is_none() {
+        let Some(index) = found else {
             self.problem(None, "output", "unknown_node", format!("`{}` is no node", clip(name)));
+            return None;
+        };
+        if scopes.is_some_and(|scopes| scopes.of_node.get(index) != Some(&OUTERMOST)) {
+            let message = format!("`{}` stands in a fan-out or loop, so it has no single output", clip(name));
+            self.problem(None, "output", "inside_scope", message);
         }
         found
     }
+}
+
+/// A graph out of a spec that has no problems.
+fn assemble(
+    spec: GraphSpec,
+    needs: Vec<Vec<Need>>,
+    edges: &[Vec<Outgoing>],
+    scopes: &Scopes,
+    output: Option<NodeIndex>,
+) -> Result<Graph, Vec<Problem>> {
+    // Everything here was checked before; what it could still complain about is told rather than assumed.
+    let impossible = |what: &str| {
+        let message = format!("{what} could not be understood");
+        vec![Problem { node: None, field: String::new(), code: "invalid_graph".to_owned(), message, hint: None }]
+    };
+    let mut nodes = Vec::with_capacity(spec.nodes.len());
+    for (index, (node, needs)) in spec.nodes.iter().zip(needs).enumerate() {
+        let scope = scopes.of_node.get(index).copied().unwrap_or(OUTERMOST);
+        let place = scopes.scopes.get(scope).and_then(|scope| scope.nodes.binary_search(&index).ok());
+        let edges = edges.get(index).map(Vec::as_slice).unwrap_or_default();
+        let opens = scopes.opened_by.get(&index).copied();
+        // Edges into the node that closes this scope, and from a node into the scope that it opens, belong to the scope
+        // and not to what happens around it.
+        let outgoing = match opens.and_then(|scope| scopes.inner(scope)) {
+            Some(inner) => vec![Outgoing { target: inner.closer, label: None }],
+            None => edges.iter().filter(|edge| scopes.of_node.get(edge.target) == Some(&scope)).cloned().collect(),
+        };
+        let delegate = |delegate: &DelegateSpec| {
+            let (workflow, version) = (delegate.workflow.parse().ok()?, delegate.version.parse().ok()?);
+            Some(Delegate { workflow, version, node: delegate.node.parse().ok()? })
+        };
+        nodes.push(Node {
+            id: node.id.parse().map_err(|_| impossible("an id"))?,
+            needs,
+            retry: node.retry,
+            limits: node.limits,
+            scope,
+            place: place.ok_or_else(|| impossible("a scope"))?,
+            opens,
+            closes: None,
+            delegates_to: node.delegates_to.as_ref().and_then(delegate),
+            outgoing,
+            incoming: 0,
+            entries: 0,
+            labels: edges.iter().filter_map(|edge| edge.label.clone()).collect(),
+        });
+    }
+    for index in 0..nodes.len() {
+        let (opens, targets) = match nodes.get(index) {
+            Some(node) => (node.opens, node.outgoing.iter().map(|edge| edge.target).collect::<Vec<_>>()),
+            None => continue,
+        };
+        for target in targets {
+            if let Some(target) = nodes.get_mut(target) {
+                target.incoming += 1;
+            }
+        }
+        let Some(opens) = opens else { continue };
+        for entered in edges.get(index).into_iter().flatten() {
+            if let Some(entered) = nodes.get_mut(entered.target) {
+                entered.incoming += 1;
+                entered.entries += 1;
+            }
+        }
+        if let Some(closer) = scopes.inner(opens).and_then(|inner| nodes.get_mut(inner.closer)) {
+            closer.closes = Some(opens);
+        }
+    }
+    let by_id = nodes.iter().enumerate().map(|(index, node)| (node.id.clone(), index)).collect();
+    Ok(Graph { nodes, scopes: scopes.scopes.clone(), by_id, output, spec })
 }
 
 /// The ancestors of every node, a bit for each: 12.5 MB for the largest graph, and one pass over its edges.
@@ -525,20 +797,39 @@ pub(crate) mod tests {
 
     pub(crate) const LIMITS: Limits = Limits { fuel: 1_000_000, timeout_ms: 1_000, memory_bytes: 1 << 24 };
 
-    /// A graph out of lines like `a -> b`, `a -yes-> b` and `c`; every node needs its sources.
+    /// A graph out of lines like `a -> b`, `a -yes-> b`, `c`, `each m 2 cancel`, `repeat l 5` and `j closes m`; every
+    /// node needs its sources.
     pub(crate) fn spec(lines: &str) -> GraphSpec {
-        let mut spec =
-            GraphSpec { nodes: vec![], edges: vec![], output: None, topics: vec!["update".into()], channel: None };
+        let mut spec = GraphSpec { topics: vec!["update".into()], ..GraphSpec::default() };
         let node = |spec: &mut GraphSpec, id: &str| {
             if !spec.nodes.iter().any(|node| node.id == id) {
                 let retry = RetryPolicy { jitter: 0.0, ..RetryPolicy::default() };
-                spec.nodes.push(NodeSpec { id: id.into(), description: None, needs: vec![], retry, limits: LIMITS });
+                spec.nodes.push(NodeSpec { retry, ..NodeSpec::new(id, LIMITS) });
             }
         };
         for line in lines.split(['\n', ';']).map(str::trim).filter(|line| !line.is_empty()) {
             let words: Vec<&str> = line.split_whitespace().collect();
             match words[..] {
                 [id] => node(&mut spec, id),
+                ["each", id, concurrency, on_failure] => {
+                    node(&mut spec, id);
+                    let on_failure = match on_failure {
+                        "cancel" => ItemFailure::Cancel,
+                        "finish" => ItemFailure::Finish,
+                        _ => ItemFailure::Collect,
+                    };
+                    let kind = ScopeKind::Each { concurrency: concurrency.parse().unwrap(), on_failure };
+                    spec.nodes.iter_mut().find(|node| node.id == id).unwrap().opens = Some(kind);
+                }
+                ["repeat", id, max] => {
+                    node(&mut spec, id);
+                    let kind = ScopeKind::Repeat { max: max.parse().unwrap() };
+                    spec.nodes.iter_mut().find(|node| node.id == id).unwrap().opens = Some(kind);
+                }
+                [id, "closes", opener] => {
+                    node(&mut spec, id);
+                    spec.nodes.iter_mut().find(|node| node.id == id).unwrap().closes = Some(opener.into());
+                }
                 [source, arrow, target] => {
                     node(&mut spec, source);
                     node(&mut spec, target);
@@ -625,6 +916,118 @@ pub(crate) mod tests {
             b needs unknown_node: `nobody` is no node
             b needs duplicate_need: `input` is needed twice
             - output unknown_node: `nobody` is no node
+        "#]],
+        );
+    }
+
+    #[test]
+    fn scopes_nest_and_needs_look_outward() {
+        let lines =
+            "each m 2 cancel\nm -> a\nrepeat l 3\na -> l\nl -> b\nb -> lj\nlj closes l\nlj -> j\nj closes m\nj -> z";
+        let mut nested = spec(lines);
+        let needs = |id: &str| match id {
+            "b" => vec!["l", "a", "m"],
+            "lj" => vec!["l", "b", "m"],
+            "j" => vec!["a", "lj", "m", "l"],
+            "z" => vec!["m", "j"],
+            _ => vec![],
+        };
+        for node in &mut nested.nodes {
+            node.needs = needs(&node.id).into_iter().map(str::to_owned).collect();
+        }
+        let graph = Graph::check(nested).unwrap();
+        let shown = graph.nodes().iter().map(|node| {
+            let name = |index: NodeIndex| graph.nodes()[index].id.to_string();
+            let needs = node.needs.iter().map(|need| {
+                format!("{:?}", need).replace(
+                    &need.node().map_or(String::new(), |n| n.to_string()),
+                    &need.node().map_or(String::new(), name),
+                )
+            });
+            format!("{} in {}: {}\n", node.id, node.scope, needs.collect::<Vec<_>>().join(" "))
+        });
+        expect![[r#"
+            m in 0: 
+            a in 1: 
+            l in 1: 
+            b in 2: Item(l) Output(a) Item(m)
+            lj in 1: Item(l) LastOutput(b) Item(m)
+            j in 0: EachOutput(a) EachOutput(lj) Output(m) EachOutput(l)
+            z in 0: Output(m) Output(j)
+        "#]]
+        .assert_eq(&shown.collect::<String>());
+    }
+
+    #[test]
+    fn what_does_not_nest_is_refused() {
+        check(
+            spec("each m 1 cancel\nm -> a"),
+            expect![[r#"
+            m opens not_closed: no node closes what this one opens
+        "#]],
+        );
+        check(
+            spec("a -> j\nj closes a"),
+            expect![[r#"
+            j closes opens_nothing: `a` opens nothing, or no path leads from it to this node
+        "#]],
+        );
+        check(
+            spec("each m 1 cancel\nm -> a\na -> j\nj closes m\na -> z\nx -> a"),
+            expect![[r#"
+            a edges crosses_scopes: edges lead here out of different fan-outs or loops
+        "#]],
+        );
+        check(
+            spec("each m 1 cancel\nm -> j\nj closes m"),
+            expect![[r#"
+            j edges empty_scope: an edge leads here straight from `m`, past the nodes between
+        "#]],
+        );
+        check(
+            spec("each m 1 cancel\nm -> a\na -> j\na -> k\nj closes m\nk closes m"),
+            expect![[r#"
+            j closes closed_twice: `m` is closed by another node too
+        "#]],
+        );
+        check(
+            spec("each m 0 cancel\nm -x-> a\na -> j\nj closes m\nrepeat l 2000000\nl -> b\nb -> k\nk closes l"),
+            expect![[r#"
+                m opens.concurrency out_of_range: 0 is not between 1 and 1000
+                l opens.max out_of_range: 2000000 is not between 1 and 1000000
+                m edges label_into_scope: the edges out of a node that opens a scope carry no labels
+            "#]],
+        );
+        check(
+            spec("each m 1 cancel\neach n 1 cancel\nm -> n\nn -> a\na -> j\nj closes m\nj -> k\nk closes n"),
+            expect![[r#"
+                j closes not_between: the edges to this node do not come from between it and `m`
+                m opens not_closed: no node closes what this one opens
+            "#]],
+        );
+        let mut inside = spec("each m 1 cancel\nm -> a\na -> j\nj closes m\nj -> z");
+        inside.nodes.last_mut().unwrap().needs = vec!["a".into()];
+        inside.output = Some("a".into());
+        inside.nodes[0].delegates_to =
+            Some(DelegateSpec { workflow: "..".into(), version: "1".into(), node: "input".into() });
+        check(
+            inside,
+            expect![[r#"
+            m delegates_to.workflow invalid_name: a workflow name starts with a letter or a digit
+            m delegates_to.version invalid_name: a digest has 64 digits out of 0-9 and a-f
+            m delegates_to.node invalid_name: a node id is not `input`, which names the run's input
+            z needs inside_scope: `a` stands in a fan-out or loop that this node is outside of
+            - output inside_scope: `a` stands in a fan-out or loop, so it has no single output
+        "#]],
+        );
+        let deep = (0..9).map(|n| format!("each m{n} 1 cancel\nm{n} -> m{}\n", n + 1));
+        let closed = (0..9).rev().map(|n| {
+            format!("{} -> j{n}\nj{n} closes m{n}\n", if n == 8 { "m9".to_owned() } else { format!("j{}", n + 1) })
+        });
+        check(
+            spec(&deep.chain(closed).collect::<String>()),
+            expect![[r#"
+            m8 opens too_deep: fan-outs and loops stand at most 8 deep in each other
         "#]],
         );
     }

@@ -2,13 +2,14 @@
 //!
 //! Projections, made from events when somebody asks. Nothing is decided from them.
 
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
 use crate::event::{Event, Recorded, SuspendReason};
 use crate::failure::Failure;
-use crate::graph::{Graph, Node, NodeIndex};
-use crate::ids::{NodeId, Seq, StepId};
+use crate::graph::{Graph, NodeIndex, ScopeKind};
+use crate::ids::{Seq, StepId};
 use crate::json::{ContentRef, Payload};
 use crate::run::StepStatus;
 use crate::time::Timestamp;
@@ -16,8 +17,8 @@ use crate::time::Timestamp;
 /// A step as a person sees it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StepView {
-    /// Its node.
-    pub node: NodeId,
+    /// The step.
+    pub step: StepId,
     /// Where it stands.
     pub status: StepStatus,
     /// What a suspended step waits for, and until when.
@@ -64,47 +65,72 @@ pub struct ArtifactView {
     pub content: ContentRef,
 }
 
-/// Steps of a run, in the order of its graph's nodes, made from its events one after the other.
+/// Steps of a run, made from its events one after the other: those of the outermost scope in the order of the graph's
+/// nodes, then those of items and iterations in the order in which they began.
 #[derive(Debug)]
 pub struct Steps {
     graph: Arc<Graph>,
-    wanted: Range<NodeIndex>,
+    /// Nodes that have one step, whatever happens, in order.
+    single: Vec<NodeIndex>,
+    wanted: Range<usize>,
     views: Vec<StepView>,
+    /// The places of steps of items and iterations.
+    inner: HashMap<StepId, usize>,
 }
 
 impl Steps {
-    /// The steps of these nodes, before the first event.
+    /// The steps at these places, before the first event.
     #[must_use]
-    pub fn new(graph: Arc<Graph>, wanted: Range<NodeIndex>) -> Self {
-        let new = |node: &Node| StepView {
-            node: node.id.clone(),
-            status: StepStatus::Pending,
-            waits_for: None,
-            attempts: Vec::new(),
-            output: None,
-            labels: Vec::new(),
+    pub fn new(graph: Arc<Graph>, wanted: Range<usize>) -> Self {
+        let outermost = graph.scopes().first().map(|scope| scope.nodes.as_slice()).unwrap_or_default();
+        // A node that closes a loop has a step for each iteration.
+        let closes_loop = |node: &&NodeIndex| {
+            let closed = graph.node(**node).and_then(|node| graph.inner(node.closes?));
+            closed.is_some_and(|inner| matches!(inner.kind, ScopeKind::Repeat { .. }))
         };
-        let views = graph.nodes().get(wanted.clone()).unwrap_or_default().iter().map(new).collect();
-        Self { graph, wanted, views }
+        let single: Vec<NodeIndex> = outermost.iter().filter(|node| !closes_loop(node)).copied().collect();
+        let first = single.get(wanted.start.min(single.len())..wanted.end.min(single.len()));
+        let nodes = first.unwrap_or_default().iter().filter_map(|node| graph.node(*node));
+        let views = nodes.map(|node| StepView::new(node.id.clone().into())).collect();
+        Self { graph, single, wanted, views, inner: HashMap::new() }
     }
 
     /// Takes in the next event.
     pub fn see(&mut self, Recorded { at, event, .. }: &Recorded) {
         if matches!(event, Event::RunFailed { .. } | Event::RunCancelled { .. }) {
-            let open = [StepStatus::Pending, StepStatus::Running, StepStatus::Suspended];
-            for view in self.views.iter_mut().filter(|view| open.contains(&view.status)) {
-                view.status = StepStatus::Cancelled;
-                view.waits_for = None;
-                if let Some(attempt) = view.attempts.last_mut() {
-                    attempt.ended_at.get_or_insert(*at);
-                }
-            }
+            self.views.iter_mut().for_each(|view| view.cancel(*at));
         }
-        let index = event.step().and_then(|step| self.graph.index_of(&step.node));
-        let place = index.and_then(|index| index.checked_sub(self.wanted.start));
-        if let Some(view) = place.and_then(|place| self.views.get_mut(place)) {
+        let place = event.step().and_then(|step| self.place_of(step));
+        let index = place.filter(|place| self.wanted.contains(place)).map(|place| place - self.wanted.start);
+        let Some((index, step)) = index.zip(event.step()) else { return };
+        if index == self.views.len() {
+            // Places are given in the order of beginning, so what is new comes last.
+            self.views.push(StepView::new(step.clone()));
+        }
+        if let Some(view) = self.views.get_mut(index) {
             view.see(*at, event);
         }
+    }
+
+    fn place_of(&mut self, step: &StepId) -> Option<usize> {
+        let node = self.graph.index_of(&step.node)?;
+        if let Some(place) = self.single.binary_search(&node).ok().filter(|_| step.items.is_empty()) {
+            return Some(place);
+        }
+        let next = self.count();
+        match self.inner.get(step) {
+            Some(place) => Some(*place),
+            None => {
+                self.inner.insert(step.clone(), next);
+                Some(next)
+            }
+        }
+    }
+
+    /// How many steps there are after what was seen.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.single.len() + self.inner.len()
     }
 
     /// The steps as they are after what was seen.
@@ -115,6 +141,28 @@ impl Steps {
 }
 
 impl StepView {
+    fn new(step: StepId) -> Self {
+        Self {
+            step,
+            status: StepStatus::Pending,
+            waits_for: None,
+            attempts: Vec::new(),
+            output: None,
+            labels: Vec::new(),
+        }
+    }
+
+    /// Its run or its item has ended without it.
+    fn cancel(&mut self, at: Timestamp) {
+        if matches!(self.status, StepStatus::Pending | StepStatus::Running | StepStatus::Suspended) {
+            self.status = StepStatus::Cancelled;
+            self.waits_for = None;
+            if let Some(attempt) = self.attempts.last_mut() {
+                attempt.ended_at.get_or_insert(at);
+            }
+        }
+    }
+
     fn see(&mut self, at: Timestamp, event: &Event) {
         let mut end = |failed: Option<&Failure>, fuel: u64| {
             if let Some(attempt) = self.attempts.last_mut() {
@@ -150,6 +198,7 @@ impl StepView {
                 self.status = if *will_retry { StepStatus::Suspended } else { StepStatus::Failed };
             }
             Event::StepSkipped { .. } => self.status = StepStatus::Skipped,
+            Event::StepCancelled { .. } => self.cancel(at),
             Event::StepUpdate { .. }
             | Event::StepLog { .. }
             | Event::StepArtifact { .. }

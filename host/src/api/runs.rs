@@ -223,7 +223,8 @@ pub(super) struct StepsQuery {
     limit: Option<usize>,
 }
 
-/// The steps of a run with their attempts, in the order of the graph's nodes.
+/// The steps of a run with their attempts: those that run once in the order of the graph's nodes, then those of items and
+/// iterations in the order in which they began.
 #[utoipa::path(get, path = "/v1/runs/{id}/steps", tag = "runs",
     params(("id" = String, Path, description = "The run's id."), StepsQuery),
     responses((status = 200, body = Page<StepBody>), (status = 404, description = "`unknown_run`", body = ProblemBody)))]
@@ -238,13 +239,12 @@ pub(super) async fn steps(
     let limit = limit(asked.limit, STEPS_DEFAULT, LIMIT_MAX)?;
     let summary = app.journal.summary(&key)?.ok_or_else(Problem::unknown_run)?;
     let graph = app.driver.graph(&key.tenant, &summary.workflow, summary.version)?;
-    let nodes = graph.nodes().len();
-    let start = asked.cursor.unwrap_or(0).min(nodes);
-    let end = start.saturating_add(limit).min(nodes);
+    let start = asked.cursor.unwrap_or(0);
+    let end = start.saturating_add(limit);
     let steps = view::Steps::new(graph, start..end);
-    let steps = super::events::fold(&app, &key, steps, view::Steps::see).await?.finish();
-    let data = steps.into_iter().map(StepBody::of).collect();
-    let cursor = (end < nodes).then(|| end.to_string());
+    let steps = super::events::fold(&app, &key, steps, view::Steps::see).await?;
+    let cursor = (end < steps.count()).then(|| end.to_string());
+    let data = steps.finish().into_iter().map(StepBody::of).collect();
     Ok(Answer(Page { data, page: PageInfo { has_more: cursor.is_some(), cursor, limit } }))
 }
 

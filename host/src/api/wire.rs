@@ -154,6 +154,9 @@ impl From<&Failure> for FailureBody {
 pub(super) struct StepBody {
     /// Its node.
     node: String,
+    /// Inside fan-outs and loops: the numbers of the item or iteration, outermost first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    items: Vec<u32>,
     /// Where it stands.
     #[schema(value_type = String, example = "completed")]
     status: StepStatus,
@@ -205,7 +208,8 @@ impl StepBody {
             fuel_used: view.fuel_used,
         };
         Self {
-            node: view.node.to_string(),
+            node: view.step.node.to_string(),
+            items: view.step.items,
             status: view.status,
             waits_for: view.waits_for.map(|(reason, _)| reason),
             until: view.waits_for.and_then(|(_, until)| until).map(rfc3339),
@@ -414,11 +418,11 @@ pub(super) struct EventSchema {
     at: String,
     /// What happened: `run.queued`, `run.started`, `run.suspended`, `run.resumed`, `run.completed`, `run.failed`,
     /// `run.cancelled`, `step.started`, `step.update`, `step.log`, `step.artifact`, `step.suspended`, `step.resumed`,
-    /// `step.completed`, `step.failed`, `step.rolled_back`, `step.skipped`.
+    /// `step.completed`, `step.failed`, `step.rolled_back`, `step.skipped`, `step.cancelled`.
     kind: String,
     /// The step's node, for events of steps and for `run.failed`.
     node: Option<String>,
-    /// The item's path inside a fan-out.
+    /// Inside fan-outs and loops: the numbers of the item or iteration, from 0, outermost first.
     items: Option<Vec<u32>>,
     /// The step's attempt.
     attempt: Option<u32>,
@@ -434,6 +438,10 @@ pub(super) struct EventSchema {
     output: Option<Json>,
     /// `step.completed`: labels of the edges taken besides the unlabelled ones.
     labels: Option<Vec<String>>,
+    /// `step.completed` of a node that opens a fan-out: how many items the result has.
+    fan_out: Option<u32>,
+    /// `step.completed` of a node that opens or closes a loop: there is one more iteration.
+    again: Option<bool>,
     /// `step.completed`, `step.failed`: metered instructions used.
     fuel_used: Option<u64>,
     /// `step.update`: the topic.
@@ -504,7 +512,11 @@ impl Serialize for EventBody<'_> {
                 map.serialize_entry("version", version)?;
                 map.serialize_entry("input", &self.value)?;
             }
-            Event::RunStarted {} | Event::RunResumed {} | Event::StepResumed { .. } | Event::StepSkipped { .. } => {}
+            Event::RunStarted {}
+            | Event::RunResumed {}
+            | Event::StepResumed { .. }
+            | Event::StepSkipped { .. }
+            | Event::StepCancelled { .. } => {}
             Event::RunSuspended { reason, until } | Event::StepSuspended { reason, until, .. } => {
                 map.serialize_entry("reason", reason)?;
                 optional_time(&mut map, "until", *until)?;
@@ -531,9 +543,15 @@ impl Serialize for EventBody<'_> {
                 map.serialize_entry("size_bytes", &content.size_bytes)?;
                 map.serialize_entry("sha256", &content.sha256)?;
             }
-            Event::StepCompleted { attempt, labels, fuel_used, .. } => {
+            Event::StepCompleted { attempt, labels, fan_out, again, fuel_used, .. } => {
                 map.serialize_entry("attempt", attempt)?;
                 map.serialize_entry("output", &self.value)?;
+                if let Some(count) = fan_out {
+                    map.serialize_entry("fan_out", count)?;
+                }
+                if *again {
+                    map.serialize_entry("again", again)?;
+                }
                 if !labels.is_empty() {
                     map.serialize_entry("labels", labels)?;
                 }

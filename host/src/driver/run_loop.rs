@@ -14,10 +14,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 use stepwell_core::decide::Success;
 use stepwell_core::event::LogLevel;
+use stepwell_core::graph::Delegate;
 use stepwell_core::json::INLINE_BYTES_MAX;
+use stepwell_core::run::Value;
 use stepwell_core::{
     Digest, Effect, Event, Failure, FailureKind, Graph, Input, Json, Payload, Refusal, Run, RunKey, RunStatus, Seq,
     StepId, Timestamp, WorkflowName,
@@ -31,7 +34,7 @@ use super::step_host::LoopHost;
 use crate::clock;
 use crate::journal::{Batch, Content, Created, IdempotencyKey, Journal, JournalError, RunSummary, error_chain};
 use crate::permits::Permit;
-use crate::sandbox::{Attempt, AttemptEnd, HostRefusal, Job, StepOutput, StoredArtifact};
+use crate::sandbox::{Attempt, AttemptEnd, Delegation, HostRefusal, Job, StepOutput, StoredArtifact};
 
 /// Bytes of staged events after which the loop takes no message until they are on disk. Steps wait for their answers
 /// meanwhile, so this is what slows down a step that publishes faster than the disk writes.
@@ -412,9 +415,9 @@ impl RunLoop {
                     self.attempts.remove(&step);
                 }
                 let (result, content) = match end.result {
-                    Ok(StepOutput { output, labels }) => {
+                    Ok(StepOutput { output, labels, next }) => {
                         let (output, content) = payload_of(output);
-                        (Ok(Success { output, labels }), content)
+                        (Ok(Success { output, labels, next }), content)
                     }
                     Err(failure) => (Err(failure), None),
                 };
@@ -438,16 +441,14 @@ impl RunLoop {
     /// Decides, folds and stages. `content` is what the input refers to; it is staged only when something follows.
     fn decide(&mut self, input: Input, content: Option<Content>) -> Result<(), Refusal> {
         let now = clock::now();
-        let events = self.run.decide(input, now, clock::dice())?;
-        for event in &events {
-            if let Err(error) = self.run.apply(event) {
-                // The core does not decide what it cannot fold; its tests say so for every history they know. What is
-                // in memory is not to be trusted any more, and nothing of it may reach the disk.
-                tracing::error!(run = %self.key, %error, "a decided event could not be folded");
-                self.damaged = true;
-                return Err(Refusal::OutOfPlace);
-            }
-        }
+        let decided = self.run.decide(input, now, clock::dice())?;
+        let events = self.run.follow(decided).map_err(|error| {
+            // The core does not decide what it cannot fold; its tests say so for every history they know. What is
+            // in memory is not to be trusted any more, and nothing of it may reach the disk.
+            tracing::error!(run = %self.key, %error, "a decided event could not be folded");
+            self.damaged = true;
+            Refusal::OutOfPlace
+        })?;
         self.staged.stage(events, content);
         // Timers go by the machine's clock; the run's own time never goes back.
         self.last_at = self.last_at.max(now);
@@ -526,8 +527,8 @@ impl RunLoop {
             return;
         };
         let (workflow, version) = (summary.workflow.clone(), summary.version);
-        let inputs = self.run.inputs_of(node);
-        let size: u64 = inputs.iter().map(|(_, payload)| payload.size_bytes()).sum();
+        let inputs = self.run.inputs_of(&step);
+        let size: u64 = inputs.iter().map(|(_, value)| value.size_bytes()).sum();
         if size > limits.memory_bytes {
             // Found out before anything is read: the host would need the memory first.
             let message =
@@ -544,21 +545,25 @@ impl RunLoop {
         let job = {
             let (key, journal, step) = (key.clone(), Arc::clone(&journal), step.clone());
             move || {
-                let value = |(name, payload)| Ok((name, read_payload(&*journal, &key, payload)?));
+                let value = |(name, value)| Ok((name, read_value(&*journal, &key, value)?));
                 let inputs = inputs.into_iter().map(value).collect::<Result<_, String>>()?;
                 Ok(Job { run: key.run, workflow, version, step, attempt, limits, inputs, host })
             }
         };
-        let component = {
-            let key = key.clone();
-            move || journal.component(&key.tenant, &version).ok().flatten()
+        let component = |version: Digest| {
+            let (journal, tenant) = (Arc::clone(&journal), key.tenant.clone());
+            Box::new(move || journal.component(&tenant, &version).ok().flatten())
         };
+        let delegation = self.run.graph().node(node).and_then(|node| node.delegates_to.clone()).map(|delegate| {
+            let Delegate { workflow, version, node } = delegate;
+            Delegation { workflow, version, node, component: component(version) }
+        });
         let (inbox, ended) = (self.inbox.clone(), step.clone());
         let on_end = move |end| {
             // The loop is gone when the host has stopped waiting for this attempt.
             drop(inbox.send(Message::AttemptEnded { step: ended, attempt, end }));
         };
-        let running = self.shared.sandbox.spawn(&key.tenant, version, job, component, on_end);
+        let running = self.shared.sandbox.spawn(&key.tenant, version, component(version), delegation, job, on_end);
         self.attempts.insert(step, (attempt, running));
     }
 }
@@ -576,6 +581,33 @@ pub(crate) fn read_payload(journal: &impl Journal, key: &RunKey, payload: Payloa
             let bytes = journal.content(&key.tenant, &content.sha256).map_err(|error| error.to_string())?;
             let bytes = bytes.ok_or_else(|| format!("content {} is gone", content.sha256))?;
             let text = String::from_utf8(bytes.into()).map_err(|error| error.to_string())?;
+            Json::parse(text).map_err(|error| error.to_string())
+        }
+    }
+}
+
+/// The JSON of what a step is handed.
+fn read_value(journal: &impl Journal, key: &RunKey, value: Value) -> Result<Json, String> {
+    match value {
+        Value::One(payload) => read_payload(journal, key, payload),
+        Value::Element { of, index } => {
+            let array = read_payload(journal, key, of)?;
+            let elements: Vec<&RawValue> = serde_json::from_str(array.as_str()).map_err(|error| error.to_string())?;
+            let element = elements.get(index as usize).ok_or_else(|| format!("there is no item {index}"))?;
+            Json::parse(element.get().to_owned()).map_err(|error| error.to_string())
+        }
+        Value::Many(values) => {
+            let mut text = String::from("[");
+            for (place, value) in values.into_iter().enumerate() {
+                if place > 0 {
+                    text.push(',');
+                }
+                match value {
+                    Some(payload) => text.push_str(read_payload(journal, key, payload)?.as_str()),
+                    None => text.push_str("null"),
+                }
+            }
+            text.push(']');
             Json::parse(text).map_err(|error| error.to_string())
         }
     }

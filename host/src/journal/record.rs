@@ -64,6 +64,8 @@ mod tests {
                 attempt: 1,
                 output,
                 labels: vec!["yes".to_owned()],
+                fan_out: None,
+                again: false,
                 fuel_used: 7,
             },
             Event::StepSkipped { step: step.clone() },

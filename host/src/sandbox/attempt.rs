@@ -1,19 +1,21 @@
 //! One attempt: a fresh store, a fresh instance, one call, and everything dropped.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use stepwell_core::graph::Limits;
+use stepwell_core::{Digest, Failure, Json, NodeId, WorkflowName};
 use wasmtime::{Engine, Store, UpdateDeadline};
 
 use super::code::Loaded;
-use super::end::{TimedOut, classify};
-use super::generated::exports::stepwell::workflow::steps::{Graph, StepContext};
+use super::end::{Ended, TimedOut, classify, permanent, unavailable};
+use super::generated::exports::stepwell::workflow::steps::{self, Graph, StepContext};
 use super::limits::{
-    ARTIFACTS_BYTES_MAX, ARTIFACTS_MAX, Allowance, HOST_CALL_BYTES_MAX, LOG_BYTES_MAX, LOG_LINES_MAX, MemoryLimiter,
-    UPDATES_BYTES_MAX, UPDATES_MAX,
+    ARTIFACTS_BYTES_MAX, ARTIFACTS_MAX, Allowance, DESCRIBE_LIMITS, FAILURE_MESSAGE_BYTES_MAX, HOST_CALL_BYTES_MAX,
+    INPUT_PROBLEMS_MAX, LOG_BYTES_MAX, LOG_LINES_MAX, MemoryLimiter, UPDATES_BYTES_MAX, UPDATES_MAX,
 };
-use super::{AttemptEnd, Job, StepHost};
+use super::upload::Denied;
+use super::{AttemptEnd, InputProblem, Job, StepHost};
 
 /// What a store knows of the attempt it is for.
 pub(super) struct AttemptState {
@@ -26,10 +28,19 @@ pub(super) struct AttemptState {
     pub(super) artifacts: Allowance,
 }
 
+/// Where the work of a step is done that delegates.
+pub(super) struct Delegate {
+    pub(super) workflow: WorkflowName,
+    pub(super) version: Digest,
+    pub(super) node: NodeId,
+    pub(super) code: Loaded,
+}
+
 /// Runs an attempt to its end, whatever that is.
-pub(super) async fn run(engine: &Engine, code: &Loaded, job: Job) -> AttemptEnd {
+pub(super) async fn run(engine: &Engine, code: &Loaded, delegate: Option<Delegate>, job: Job) -> AttemptEnd {
     let limits = job.limits;
-    let context = StepContext {
+    let started = Instant::now();
+    let mut context = StepContext {
         run_id: job.run.to_string(),
         workflow: job.workflow.to_string(),
         version: job.version.to_string(),
@@ -39,40 +50,95 @@ pub(super) async fn run(engine: &Engine, code: &Loaded, job: Job) -> AttemptEnd 
     };
     let inputs: Vec<(String, String)> =
         job.inputs.into_iter().map(|(name, value)| (name, value.as_str().to_owned())).collect();
-    let mut store = match store(engine, job.host, limits) {
+    let (ended, mut fuel_used) = call(engine, code, Arc::clone(&job.host), limits, &context, &inputs).await;
+    let result = match (ended, delegate) {
+        (Ok(Ended::With(output)), _) => Ok(output),
+        (Err(failure), _) => Err(failure),
+        (Ok(Ended::Delegated(_)), None) => {
+            Err(permanent("unexpected_outcome", "the step delegates, but its node names nobody to delegate to"))
+        }
+        (Ok(Ended::Delegated(inputs)), Some(Delegate { workflow, version, node, code })) => {
+            // The first instance is gone: the second one takes its place and has what is left.
+            (context.workflow, context.version) = (workflow.to_string(), version.to_string());
+            context.node = node.to_string();
+            let elapsed_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+            let (fuel, timeout_ms) =
+                (limits.fuel - fuel_used.min(limits.fuel), limits.timeout_ms - elapsed_ms.min(limits.timeout_ms));
+            let left = Limits { fuel, timeout_ms, ..limits };
+            let (ended, used) = call(engine, &code, job.host, left, &context, &inputs).await;
+            fuel_used += used;
+            match ended {
+                Ok(Ended::With(output)) => Ok(output),
+                Err(failure) => Err(failure),
+                Ok(Ended::Delegated(_)) => {
+                    Err(permanent("unexpected_outcome", "a step that was delegated cannot be delegated again"))
+                }
+            }
+        }
+    };
+    AttemptEnd { result, fuel_used }
+}
+
+/// One call of `run-step` in an instance of its own, and the fuel it used.
+async fn call(
+    engine: &Engine,
+    code: &Loaded,
+    host: Arc<dyn StepHost>,
+    limits: Limits,
+    context: &StepContext,
+    inputs: &[(String, String)],
+) -> (Result<Ended, Failure>, u64) {
+    let mut store = match store(engine, host, limits) {
         Ok(store) => store,
         Err(error) => {
             tracing::error!(%error, "a store could not be made");
-            return AttemptEnd::unavailable("no sandbox could be made");
+            return (Err(unavailable("no sandbox could be made")), 0);
         }
     };
     let timeout = Duration::from_millis(limits.timeout_ms);
     let call = async {
         let instance = code.instantiate_async(&mut store).await?;
-        instance.stepwell_workflow_steps().call_run_step(&mut store, &context, &inputs).await
+        instance.stepwell_workflow_steps().call_run_step(&mut store, context, inputs).await
     };
     let called = tokio::time::timeout(timeout, call).await.map_err(|_elapsed| TimedOut(timeout));
     // After an error the store cannot be entered again, but its counters can be read.
     let fuel_used = limits.fuel.saturating_sub(store.get_fuel().unwrap_or(0));
-    let result = classify(called, store.data().memory.refused, limits.memory_bytes);
-    AttemptEnd { result, fuel_used }
+    (classify(called, store.data().memory.refused, limits.memory_bytes), fuel_used)
 }
 
 /// Asks a component for its graph.
-pub(super) async fn describe(
-    engine: &Engine,
-    code: &Loaded,
-    host: Arc<dyn StepHost>,
-    limits: Limits,
-) -> wasmtime::Result<Graph> {
-    let mut store = store(engine, host, limits)?;
-    let call = async {
+pub(super) async fn describe(engine: &Engine, code: &Loaded) -> wasmtime::Result<Graph> {
+    let mut store = store(engine, Arc::new(Denied), DESCRIBE_LIMITS)?;
+    within(async {
         let instance = code.instantiate_async(&mut store).await?;
         instance.stepwell_workflow_steps().call_describe(&mut store).await
+    })
+    .await
+}
+
+/// Asks a component what is wrong with an input.
+pub(super) async fn check_input(engine: &Engine, code: &Loaded, input: &Json) -> wasmtime::Result<Vec<InputProblem>> {
+    let mut store = store(engine, Arc::new(Denied), DESCRIBE_LIMITS)?;
+    let problems = within(async {
+        let instance = code.instantiate_async(&mut store).await?;
+        instance.stepwell_workflow_steps().call_check_input(&mut store, &input.as_str().to_owned()).await
+    })
+    .await?;
+    let problem = |problem: steps::InputProblem| {
+        let (mut pointer, mut message) = (problem.pointer, problem.message);
+        pointer.truncate(pointer.floor_char_boundary(FAILURE_MESSAGE_BYTES_MAX));
+        message.truncate(message.floor_char_boundary(FAILURE_MESSAGE_BYTES_MAX));
+        InputProblem { pointer, message }
     };
-    match tokio::time::timeout(Duration::from_millis(limits.timeout_ms), call).await {
+    Ok(problems.into_iter().take(INPUT_PROBLEMS_MAX).map(problem).collect())
+}
+
+/// A call for which nobody waits long.
+async fn within<T>(call: impl Future<Output = wasmtime::Result<T>>) -> wasmtime::Result<T> {
+    let timeout_ms = DESCRIBE_LIMITS.timeout_ms;
+    match tokio::time::timeout(Duration::from_millis(timeout_ms), call).await {
         Ok(result) => result,
-        Err(_elapsed) => Err(wasmtime::Error::msg(format!("it took longer than {} ms", limits.timeout_ms))),
+        Err(_elapsed) => Err(wasmtime::Error::msg(format!("it took longer than {timeout_ms} ms"))),
     }
 }
 

@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use serde_json::value::RawValue;
+use stepwell_core::decide::Next;
 use stepwell_core::failure::UNAVAILABLE;
 use stepwell_core::ids::is_word;
 use stepwell_core::retry::WAIT_MS_MAX;
@@ -27,16 +29,23 @@ pub(super) struct TimedOut(pub(super) Duration);
 impl AttemptEnd {
     /// The host could not run the attempt.
     pub(super) fn unavailable(message: &str) -> Self {
-        let failure = Failure::platform(FailureKind::Retryable, UNAVAILABLE, message);
-        Self { result: Err(failure), fuel_used: 0 }
+        Self { result: Err(unavailable(message)), fuel_used: 0 }
     }
 }
 
+/// The host could not run it.
+pub(super) fn unavailable(message: &str) -> Failure {
+    Failure::platform(FailureKind::Retryable, UNAVAILABLE, message)
+}
+
 /// What a call means.
-pub(super) fn classify(called: Called, memory_refused: bool, memory_bytes_max: u64) -> Result<StepOutput, Failure> {
+pub(super) fn classify(called: Called, memory_refused: bool, memory_bytes_max: u64) -> Result<Ended, Failure> {
     match called {
-        Ok(Ok(Ok(Outcome::Output(output)))) => output_of(output, Vec::new()),
-        Ok(Ok(Ok(Outcome::Route(routed)))) => output_of(routed.output, routed.labels),
+        Ok(Ok(Ok(Outcome::Output(output)))) => output_of(output, Vec::new(), Next::Done).map(Ended::With),
+        Ok(Ok(Ok(Outcome::Route(routed)))) => output_of(routed.output, routed.labels, Next::Done).map(Ended::With),
+        Ok(Ok(Ok(Outcome::FanOut(items)))) => fan_out_of(items).map(Ended::With),
+        Ok(Ok(Ok(Outcome::Again(state)))) => output_of(state, Vec::new(), Next::Again).map(Ended::With),
+        Ok(Ok(Ok(Outcome::Delegate(delegation)))) => Ok(Ended::Delegated(delegation.inputs)),
         Ok(Ok(Err(failure))) => Err(failure_of(failure)),
         Ok(Err(error)) => Err(failure_of_error(&error, memory_refused, memory_bytes_max)),
         Err(TimedOut(limit)) => {
@@ -46,11 +55,19 @@ pub(super) fn classify(called: Called, memory_refused: bool, memory_bytes_max: u
     }
 }
 
-fn permanent(code: &str, message: impl Into<String>) -> Failure {
+/// How a call ended well.
+pub(super) enum Ended {
+    /// With an output.
+    With(StepOutput),
+    /// With these inputs for another component.
+    Delegated(Vec<(String, String)>),
+}
+
+pub(super) fn permanent(code: &str, message: impl Into<String>) -> Failure {
     Failure::platform(FailureKind::Permanent, code, message)
 }
 
-fn output_of(output: String, labels: Vec<String>) -> Result<StepOutput, Failure> {
+fn output_of(output: String, labels: Vec<String>, next: Next) -> Result<StepOutput, Failure> {
     if output.len() > OUTPUT_BYTES_MAX {
         let message = format!("the output has {} bytes, at most {OUTPUT_BYTES_MAX} are allowed", output.len());
         return Err(permanent("output_too_large", message));
@@ -60,7 +77,18 @@ fn output_of(output: String, labels: Vec<String>) -> Result<StepOutput, Failure>
     }
     let output =
         Json::parse(output).map_err(|error| permanent("invalid_output", format!("the output is not JSON: {error}")))?;
-    Ok(StepOutput { output, labels })
+    Ok(StepOutput { output, labels, next })
+}
+
+/// The items of a fan-out: a JSON array that the core wants to know the length of.
+fn fan_out_of(items: String) -> Result<StepOutput, Failure> {
+    let output = output_of(items, Vec::new(), Next::Done)?;
+    let Ok(items) = serde_json::from_str::<Vec<&RawValue>>(output.output.as_str()) else {
+        return Err(permanent("invalid_output", "the items of a fan-out are a JSON array"));
+    };
+    // An output has fewer bytes than a u32 counts.
+    let count = u32::try_from(items.len()).unwrap_or(u32::MAX);
+    Ok(StepOutput { next: Next::FanOut(count), ..output })
 }
 
 /// A step's own failure, cut to what the journal takes.

@@ -1,6 +1,7 @@
 //! What a guest may use and hand over. The limits on time and memory of one attempt are its node's
 //! ([`stepwell_core::graph::Limits`]); these hold for every attempt.
 
+use stepwell_core::graph::Limits;
 use wasmtime::ResourceLimiter;
 
 /// Bytes of an uploaded component. A Rust guest with a jq interpreter has 1.4 MB; this leaves room for an interpreter
@@ -46,12 +47,10 @@ pub const HOST_CALL_FUEL: u64 = 500;
 /// that a step with a file that is too large is told so; one that hands over more has its attempt ended before a byte
 /// is copied. Texts and files are copied only when their own limit allows.
 pub const HOST_CALL_BYTES_MAX: usize = 2 * ARTIFACT_BYTES_MAX;
-/// Fuel for `describe`.
-pub const DESCRIBE_FUEL: u64 = 100_000_000;
-/// Time for `describe`.
-pub const DESCRIBE_TIMEOUT_MS: u64 = 5_000;
-/// Memory for `describe`.
-pub const DESCRIBE_MEMORY_BYTES: u64 = 64 << 20;
+/// What `describe` and `check-input` may use.
+pub const DESCRIBE_LIMITS: Limits = Limits { fuel: 100_000_000, timeout_ms: 5_000, memory_bytes: 128 << 20 };
+/// Problems of an input that are passed on.
+pub const INPUT_PROBLEMS_MAX: usize = 20;
 
 /// Memory of a store, all memories and tables together. wasmtime's own limiter counts each of them apart.
 #[derive(Debug)]

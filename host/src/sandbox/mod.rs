@@ -29,9 +29,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use stepwell_core::decide::Next;
 use stepwell_core::event::LogLevel;
 use stepwell_core::graph::Limits;
-use stepwell_core::{Digest, Failure, Json, RunId, Seq, StepId, TenantId, WorkflowName};
+use stepwell_core::{Digest, Failure, Json, NodeId, RunId, Seq, StepId, TenantId, WorkflowName};
 use tokio::runtime::{Handle, Runtime};
 use tokio::sync::Semaphore;
 
@@ -92,6 +93,32 @@ pub struct StepOutput {
     pub output: Json,
     /// Labels of the edges to take.
     pub labels: Vec<String>,
+    /// What it wants to happen behind its step.
+    pub next: Next,
+}
+
+/// Where the work of a step is done that delegates: a node of another version of the same tenant.
+pub struct Delegation {
+    /// The other workflow's name.
+    pub workflow: WorkflowName,
+    /// The other version.
+    pub version: Digest,
+    /// The other node.
+    pub node: NodeId,
+    /// Its component, for when its code is not at hand.
+    pub component: Component,
+}
+
+/// Fetches the bytes of a component, when its code is not at hand.
+pub type Component = Box<dyn FnOnce() -> Option<Bytes> + Send>;
+
+/// One thing that is wrong with a run's input.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InputProblem {
+    /// Where, as an RFC 6901 JSON pointer.
+    pub pointer: String,
+    /// A sentence for people.
+    pub message: String,
 }
 
 /// Why something a guest asked for was not done.
@@ -147,6 +174,20 @@ pub struct Sandbox {
     // Taken on drop: guests have threads of their own, so that however many of them compute, the host's answer
     // requests and write the journal.
     runtime: Option<Runtime>,
+}
+
+/// Why an input was not checked.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckInputError {
+    /// The version's code is not at hand.
+    #[error("the code of this version could not be loaded")]
+    Code(#[from] CodeError),
+    /// The guest did not come to an answer.
+    #[error("the workflow could not check the input: {0}")]
+    Guest(String),
+    /// The host is stopping.
+    #[error("the host is stopping")]
+    Gone,
 }
 
 /// The sandbox could not be set up.
@@ -207,21 +248,38 @@ impl Sandbox {
         upload::inspect(self, component).await
     }
 
+    /// Asks a version whether it can do something with an input.
+    pub async fn check_input(
+        &self,
+        version: Digest,
+        component: Component,
+        input: Json,
+    ) -> Result<Vec<InputProblem>, CheckInputError> {
+        let code = self.code.load(self, version, component).await?;
+        let _turn = self.describing.acquire().await;
+        let engine = self.engine.clone();
+        // On the guests' threads, like everything a guest does.
+        let checked = self.guests.spawn(async move { attempt::check_input(&engine, &code, &input).await });
+        checked.await.map_err(|_| CheckInputError::Gone)?.map_err(|error| {
+            CheckInputError::Guest(end::failure_of_error(&error, false, limits::DESCRIBE_LIMITS.memory_bytes).message)
+        })
+    }
+
     /// Runs an attempt once there is a slot for it. `job` is called then, on a thread of the guests, because it may
-    /// have large inputs to read; `component` when the version's code is not at hand; `on_end` once, unless the
-    /// [`Attempt`] is dropped before.
+    /// have large inputs to read; `on_end` once, unless the [`Attempt`] is dropped before.
     pub fn spawn(
         self: &Arc<Self>,
         tenant: &TenantId,
         version: Digest,
+        component: Component,
+        delegation: Option<Delegation>,
         job: impl FnOnce() -> Result<Job, String> + Send + 'static,
-        component: impl FnOnce() -> Option<Bytes> + Send + 'static,
         on_end: impl FnOnce(AttemptEnd) + Send + 'static,
     ) -> Attempt {
         let sandbox = Arc::clone(self);
         let tenant = tenant.clone();
         let task = self.guests.spawn(async move {
-            let run = AssertUnwindSafe(sandbox.run(&tenant, version, job, component)).catch_unwind();
+            let run = AssertUnwindSafe(sandbox.run(&tenant, version, component, delegation, job)).catch_unwind();
             // A panic of ours must not leave a run waiting for an attempt that is gone.
             on_end(
                 run.await.unwrap_or_else(|_panic| AttemptEnd::unavailable("the host failed while it ran the attempt")),
@@ -234,20 +292,29 @@ impl Sandbox {
         &self,
         tenant: &TenantId,
         version: Digest,
+        component: Component,
+        delegation: Option<Delegation>,
         job: impl FnOnce() -> Result<Job, String> + Send,
-        component: impl FnOnce() -> Option<Bytes> + Send,
     ) -> AttemptEnd {
         // Code first, then a slot: an attempt whose code is being compiled holds up nobody who could run.
-        let code = match self.code.load(self, version, component).await {
-            Ok(code) => code,
-            Err(error) => {
+        let load = async |version, component| {
+            self.code.load(self, version, component).await.inspect_err(|error| {
                 tracing::error!(%version, %error, "the code of a version could not be loaded");
-                return AttemptEnd::unavailable("the code of this version could not be loaded");
-            }
+            })
+        };
+        let Ok(code) = load(version, component).await else {
+            return AttemptEnd::unavailable("the code of this version could not be loaded");
+        };
+        let delegate = match delegation {
+            None => None,
+            Some(Delegation { workflow, version, node, component }) => match load(version, component).await {
+                Ok(code) => Some(attempt::Delegate { workflow, version, node, code }),
+                Err(_) => return AttemptEnd::unavailable("the code that the step delegates to could not be loaded"),
+            },
         };
         let _slot = self.slots.acquire(tenant).await;
         match job() {
-            Ok(job) => attempt::run(&self.engine, &code, job).await,
+            Ok(job) => attempt::run(&self.engine, &code, delegate, job).await,
             Err(why) => {
                 tracing::error!(why, "an attempt could not be prepared");
                 AttemptEnd::unavailable("the inputs of the attempt could not be read")

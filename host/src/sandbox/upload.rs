@@ -1,13 +1,11 @@
 //! What an uploaded component must look like. Everything is found out before anything is stored.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use sha2::{Digest as _, Sha256};
 use stepwell_core::event::LogLevel;
-use stepwell_core::graph::{EdgeSpec, Limits, NodeSpec, Problem};
+use stepwell_core::graph::{DelegateSpec, EdgeSpec, ItemFailure, Limits, NodeSpec, Problem, ScopeKind};
 use stepwell_core::retry::RetryPolicy;
 use stepwell_core::{Digest, Graph, GraphSpec, Json, Seq};
 use wasmtime::component::Component;
@@ -18,7 +16,7 @@ use super::compile::CompileError;
 use super::end::failure_of_error;
 use super::generated::stepwell::workflow::graph as guest;
 use super::imports::{EXPORT, INTERFACES, TYPE_INTERFACES};
-use super::limits::{COMPONENT_BYTES_MAX, DESCRIBE_FUEL, DESCRIBE_MEMORY_BYTES, DESCRIBE_TIMEOUT_MS};
+use super::limits::{COMPONENT_BYTES_MAX, DESCRIBE_LIMITS};
 use super::{HostRefusal, Sandbox, StepHost, StoredArtifact, attempt};
 
 /// What a component is and asks for.
@@ -89,16 +87,16 @@ pub(super) async fn inspect(sandbox: &Sandbox, bytes: Bytes) -> Result<Inspectio
     let imports = check_type(sandbox, &compiled.component)?;
     let code = sandbox.code.link(&compiled.component).map_err(|error| UploadError::DoesNotFit(error.to_string()))?;
 
-    let limits = Limits { fuel: DESCRIBE_FUEL, timeout_ms: DESCRIBE_TIMEOUT_MS, memory_bytes: DESCRIBE_MEMORY_BYTES };
     let engine = sandbox.engine.clone();
     let _turn = sandbox.describing.acquire().await;
     // On the guests' threads, like everything a guest does.
-    let described =
-        sandbox.guests.spawn(async move { attempt::describe(&engine, &code, Arc::new(Denied), limits).await });
+    let described = sandbox.guests.spawn(async move { attempt::describe(&engine, &code).await });
     let described = described.await.map_err(|error| UploadError::Describe(error.to_string()))?;
-    let described = described
-        .map_err(|error| UploadError::Describe(failure_of_error(&error, false, limits.memory_bytes).message))?;
-    let graph = Graph::check(spec_of(described)).map_err(UploadError::Graph)?;
+    let described = described.map_err(|error| {
+        UploadError::Describe(failure_of_error(&error, false, DESCRIBE_LIMITS.memory_bytes).message)
+    })?;
+    let spec = spec_of(described).map_err(UploadError::Describe)?;
+    let graph = Graph::check(spec).map_err(UploadError::Graph)?;
     // Only what is accepted leaves something behind.
     sandbox.code.keep(version, &compiled);
     Ok(Inspection { version, size_bytes, imports, graph: graph.spec().clone() })
@@ -146,7 +144,9 @@ fn clip(name: &str) -> String {
     name.get(..name.floor_char_boundary(120)).unwrap_or(name).to_owned()
 }
 
-fn spec_of(graph: guest::Graph) -> GraphSpec {
+fn spec_of(graph: guest::Graph) -> Result<GraphSpec, String> {
+    let schema = graph.input_schema.map(Json::parse).transpose();
+    let input_schema = schema.map_err(|error| format!("the input schema is not JSON: {error}"))?;
     let node = |node: guest::Node| NodeSpec {
         id: node.id,
         description: node.description,
@@ -163,19 +163,37 @@ fn spec_of(graph: guest::Graph) -> GraphSpec {
             timeout_ms: node.limits.timeout_ms,
             memory_bytes: node.limits.memory_bytes,
         },
+        opens: node.opens.map(|scope| match scope {
+            guest::Scope::Each(guest::Each { concurrency, on_failure }) => ScopeKind::Each {
+                concurrency,
+                on_failure: match on_failure {
+                    guest::ItemFailure::Cancel => ItemFailure::Cancel,
+                    guest::ItemFailure::Finish => ItemFailure::Finish,
+                    guest::ItemFailure::Collect => ItemFailure::Collect,
+                },
+            },
+            guest::Scope::Repeat(guest::Repeat { max }) => ScopeKind::Repeat { max },
+        }),
+        closes: node.closes,
+        delegates_to: node.delegates_to.map(|delegate| DelegateSpec {
+            workflow: delegate.workflow,
+            version: delegate.version,
+            node: delegate.node,
+        }),
     };
     let edge = |edge: guest::Edge| EdgeSpec { source: edge.source, target: edge.target, label: edge.label };
-    GraphSpec {
+    Ok(GraphSpec {
         nodes: graph.nodes.into_iter().map(node).collect(),
         edges: graph.edges.into_iter().map(edge).collect(),
         output: graph.output,
         topics: graph.topics,
         channel: graph.channel,
-    }
+        input_schema,
+    })
 }
 
-/// What `describe` gets: nothing belongs to a run, so nothing is recorded.
-struct Denied;
+/// What `describe` and `check-input` get: nothing belongs to a run, so nothing is recorded.
+pub(super) struct Denied;
 
 impl StepHost for Denied {
     fn publish(&self, _: String, _: Json) -> BoxFuture<'_, Result<Seq, HostRefusal>> {

@@ -4,6 +4,7 @@ use expect_test::{Expect, expect};
 
 use super::*;
 use crate::retry::INTERRUPTIONS_MAX;
+use crate::run::Value;
 
 fn check(play: &Play, expected: Expect) {
     expected.assert_eq(&play.text());
@@ -107,8 +108,8 @@ fn a_skipped_ancestor_is_left_out_of_the_inputs() {
     });
     play.succeed("a", 1, &["yes"]);
     play.succeed("b", 1, &[]);
-    let d = play.run.graph().index_of(&"d".parse().unwrap()).unwrap();
-    assert_eq!(play.run.inputs_of(d), [("input".to_owned(), payload("1")), ("b".to_owned(), payload("\"b\""))]);
+    let one = |name: &str, text| (name.to_owned(), Value::One(payload(text)));
+    assert_eq!(play.run.inputs_of(&step("d")), [one("input", "1"), one("b", "\"b\"")]);
 }
 
 #[test]
@@ -176,8 +177,8 @@ fn a_run_is_suspended_only_when_nothing_else_moves() {
             11 run.suspended Retry until 2000
             12 run.resumed
             13 step.resumed a
-            14 step.started a 2
-            15 step.resumed b
+            14 step.resumed b
+            15 step.started a 2
             16 step.started b 2
             17 step.completed a 2
             18 step.completed b 2
@@ -369,6 +370,8 @@ fn events_that_cannot_follow_are_refused_and_change_nothing() {
     let mut done = after_a.clone();
     done.succeed("b", 1, &[]);
     let completed = |id, attempt| Event::StepCompleted {
+        fan_out: None,
+        again: false,
         step: step(id),
         attempt,
         output: payload("1"),
@@ -402,4 +405,338 @@ fn events_that_cannot_follow_are_refused_and_change_nothing() {
         assert!(run.apply(&event).is_err(), "{event:?}");
         assert_eq!(run, play.run, "{event:?}");
     }
+}
+
+#[test]
+fn a_fan_out_keeps_to_its_concurrency_and_its_join_sees_items_in_order() {
+    let mut play = Play::started("each m 2 cancel; m -> a; a -> b; b -> j; j closes m; j -> z", |spec| {
+        spec.nodes.iter_mut().find(|node| node.id == "b").unwrap().needs.push("m".into());
+        spec.nodes.iter_mut().find(|node| node.id == "j").unwrap().needs.push("m".into());
+        spec.output = Some("j".into());
+    });
+    play.hand_over("m", "[10, 11, 12]", Next::FanOut(3));
+    play.succeed("a[1]", 1, &[]);
+    let element = Value::Element { of: payload("[10, 11, 12]"), index: 1 };
+    let a = Value::One(payload("\"a[1]\""));
+    assert_eq!(play.run.inputs_of(&step("b[1]")), [("a".to_owned(), a), ("m".to_owned(), element)]);
+    play.succeed("b[1]", 1, &[]);
+    play.succeed("a[2]", 1, &[]);
+    play.succeed("b[2]", 1, &[]);
+    play.succeed("a[0]", 1, &[]);
+    play.succeed("b[0]", 1, &[]);
+    let outputs = ["\"b[0]\"", "\"b[1]\"", "\"b[2]\""].map(|text| Some(payload(text)));
+    let expected = [
+        ("b".to_owned(), Value::Many(outputs.to_vec())),
+        ("m".to_owned(), Value::One(payload("[10, 11, 12]"))),
+        ("failures".to_owned(), Value::One(payload("[]"))),
+    ];
+    assert_eq!(play.run.inputs_of(&step("j")), expected);
+    play.succeed("j", 1, &[]);
+    play.succeed("z", 1, &[]);
+    check(
+        &play,
+        expect![[r#"
+        1 run.queued
+        2 run.started
+        3 step.started m 1
+        4 step.completed m 1 3 items
+        5 step.started a[0] 1
+        6 step.started a[1] 1
+        7 step.completed a[1] 1
+        8 step.started b[1] 1
+        9 step.completed b[1] 1
+        10 step.started a[2] 1
+        11 step.completed a[2] 1
+        12 step.started b[2] 1
+        13 step.completed b[2] 1
+        14 step.completed a[0] 1
+        15 step.started b[0] 1
+        16 step.completed b[0] 1
+        17 step.started j 1
+        18 step.completed j 1
+        19 step.started z 1
+        20 step.completed z 1
+        21 run.completed "j"
+    "#]],
+    );
+}
+
+#[test]
+fn an_empty_fan_out_goes_straight_to_its_join() {
+    let mut play = Play::started("each m 1 cancel; m -> a; a -> j; j closes m", |_| {});
+    play.hand_over("m", "[]", Next::FanOut(0));
+    play.succeed("j", 1, &[]);
+    check(
+        &play,
+        expect![[r#"
+        1 run.queued
+        2 run.started
+        3 step.started m 1
+        4 step.completed m 1 0 items
+        5 step.started j 1
+        6 step.completed j 1
+        7 run.completed null
+    "#]],
+    );
+}
+
+#[test]
+fn a_skipped_fan_out_is_skipped_with_its_join() {
+    let mut play = Play::started("x -yes-> m; each m 1 cancel; m -> a; a -> j; j closes m; j -> z", |_| {});
+    play.succeed("x", 1, &[]);
+    check(
+        &play,
+        expect![[r#"
+        1 run.queued
+        2 run.started
+        3 step.started x 1
+        4 step.completed x 1
+        5 step.skipped m
+        6 step.skipped j
+        7 step.skipped z
+        8 run.completed null
+    "#]],
+    );
+}
+
+#[test]
+fn an_item_that_fails_takes_the_run_with_it_unless_the_fan_out_collects() {
+    let story = |on_failure: &str| {
+        let mut play =
+            Play::started(&format!("each m 3 {on_failure}; m -> a; m -> b; a -> j; b -> j; j closes m"), |_| {});
+        play.hand_over("m", "[1, 2]", Next::FanOut(2));
+        play.publish("b[0]", 1);
+        play.publish("a[0]", 1);
+        play.fail("a[0]", 1, FailureKind::Permanent);
+        for name in ["a[1]", "b[1]", "j"] {
+            if !play.run.has_ended() && play.run.step(&step(name)).is_some() {
+                play.succeed(name, 1, &[]);
+            }
+        }
+        play
+    };
+    check(
+        &story("cancel"),
+        expect![[r#"
+        1 run.queued
+        2 run.started
+        3 step.started m 1
+        4 step.completed m 1 2 items
+        5 step.started a[0] 1
+        6 step.started b[0] 1
+        7 step.started a[1] 1
+        8 step.started b[1] 1
+        9 step.update b[0] 1
+        10 step.update a[0] 1
+        11 step.failed a[0] 1 oops
+        12 step.rolled_back a[0] 1 from 10 to 10
+        13 run.failed a[0] oops
+    "#]],
+    );
+    check(
+        &story("finish"),
+        expect![[r#"
+        1 run.queued
+        2 run.started
+        3 step.started m 1
+        4 step.completed m 1 2 items
+        5 step.started a[0] 1
+        6 step.started b[0] 1
+        7 step.started a[1] 1
+        8 step.started b[1] 1
+        9 step.update b[0] 1
+        10 step.update a[0] 1
+        11 step.failed a[0] 1 oops
+        12 step.rolled_back a[0] 1 from 10 to 10
+        13 step.cancelled b[0]
+        14 step.rolled_back b[0] 1 from 9 to 9
+        15 step.completed a[1] 1
+        16 step.completed b[1] 1
+        17 run.failed a[0] oops
+    "#]],
+    );
+    check(
+        &story("collect"),
+        expect![[r#"
+        1 run.queued
+        2 run.started
+        3 step.started m 1
+        4 step.completed m 1 2 items
+        5 step.started a[0] 1
+        6 step.started b[0] 1
+        7 step.started a[1] 1
+        8 step.started b[1] 1
+        9 step.update b[0] 1
+        10 step.update a[0] 1
+        11 step.failed a[0] 1 oops
+        12 step.rolled_back a[0] 1 from 10 to 10
+        13 step.cancelled b[0]
+        14 step.rolled_back b[0] 1 from 9 to 9
+        15 step.completed a[1] 1
+        16 step.completed b[1] 1
+        17 step.started j 1
+        18 step.completed j 1
+        19 run.completed null
+    "#]],
+    );
+}
+
+#[test]
+fn what_failed_is_told_to_the_join() {
+    let mut play = Play::started("each m 3 collect; m -> a; a -> j; j closes m", |_| {});
+    play.hand_over("m", "[1, 2]", Next::FanOut(2));
+    play.succeed("a[1]", 1, &[]);
+    play.fail("a[0]", 1, FailureKind::Permanent);
+    let failures = r#"[{"code":"oops","index":0,"message":"it failed","node":"a"}]"#;
+    let expected = [
+        ("a".to_owned(), Value::Many(vec![None, Some(payload("\"a[1]\""))])),
+        ("failures".to_owned(), Value::One(payload(failures))),
+    ];
+    assert_eq!(play.run.inputs_of(&step("j")), expected);
+}
+
+#[test]
+fn a_loop_runs_until_its_join_has_enough() {
+    let mut play = Play::started("repeat l 3; l -> a; a -> j; j closes l; j -> z", |spec| {
+        spec.nodes.iter_mut().find(|node| node.id == "j").unwrap().needs.push("l".into());
+    });
+    play.hand_over("l", "0", Next::Again);
+    play.succeed("a[0]", 1, &[]);
+    play.hand_over("j[0]", "1", Next::Again);
+    play.fail("a[1]", 1, FailureKind::Retryable);
+    play.wait();
+    play.succeed("a[1]", 2, &[]);
+    let expected = [("a".to_owned(), Value::One(payload("\"a[1]\""))), ("l".to_owned(), Value::One(payload("1")))];
+    assert_eq!(play.run.inputs_of(&step("j[1]")), expected);
+    play.hand_over("j[1]", "2", Next::Done);
+    play.succeed("z", 1, &[]);
+    check(
+        &play,
+        expect![[r#"
+        1 run.queued
+        2 run.started
+        3 step.started l 1
+        4 step.completed l 1 again
+        5 step.started a[0] 1
+        6 step.completed a[0] 1
+        7 step.started j[0] 1
+        8 step.completed j[0] 1 again
+        9 step.started a[1] 1
+        10 step.failed a[1] 1 oops, will retry
+        11 step.suspended a[1] Retry until 2000
+        12 run.suspended Retry until 2000
+        13 run.resumed
+        14 step.resumed a[1]
+        15 step.started a[1] 2
+        16 step.completed a[1] 2
+        17 step.started j[1] 1
+        18 step.completed j[1] 1
+        19 step.started z 1
+        20 step.completed z 1
+        21 run.completed null
+    "#]],
+    );
+}
+
+#[test]
+fn a_loop_that_never_begins_goes_to_its_join_and_one_that_never_ends_fails() {
+    let mut play = Play::started("repeat l 2; l -> a; a -> j; j closes l", |_| {});
+    play.hand_over("l", "0", Next::Done);
+    play.succeed("j[0]", 1, &[]);
+    check(
+        &play,
+        expect![[r#"
+        1 run.queued
+        2 run.started
+        3 step.started l 1
+        4 step.completed l 1
+        5 step.started j[0] 1
+        6 step.completed j[0] 1
+        7 run.completed null
+    "#]],
+    );
+
+    let mut play = Play::started("repeat l 1; l -> a; a -> j; j closes l", |_| {});
+    play.hand_over("l", "0", Next::Again);
+    play.succeed("a[0]", 1, &[]);
+    play.hand_over("j[0]", "1", Next::Again);
+    check(
+        &play,
+        expect![[r#"
+        1 run.queued
+        2 run.started
+        3 step.started l 1
+        4 step.completed l 1 again
+        5 step.started a[0] 1
+        6 step.completed a[0] 1
+        7 step.started j[0] 1
+        8 step.failed j[0] 1 loop_limit
+        9 run.failed j[0] loop_limit
+    "#]],
+    );
+}
+
+#[test]
+fn an_outcome_that_does_not_fit_its_node_fails_the_step() {
+    let refused = |lines: &str, id: &str, next: Next| {
+        let mut play = Play::started(lines, |_| {});
+        play.hand_over(id, "[]", next);
+        let Event::RunFailed { failure, .. } = &play.history.last().unwrap().event else { panic!("{}", play.text()) };
+        failure.code.clone()
+    };
+    let each = "each m 1 cancel; m -> a; a -> j; j closes m";
+    assert_eq!(refused("a", "a", Next::FanOut(1)), "unexpected_outcome");
+    assert_eq!(refused("a", "a", Next::Again), "unexpected_outcome");
+    assert_eq!(refused(each, "m", Next::Done), "unexpected_outcome");
+    assert_eq!(refused(each, "m", Next::Again), "unexpected_outcome");
+    assert_eq!(refused(each, "m", Next::FanOut(10_001)), "too_many_items");
+    assert_eq!(refused("repeat l 1; l -> a; a -> j; j closes l", "l", Next::FanOut(1)), "unexpected_outcome");
+}
+
+#[test]
+fn a_failure_deep_inside_ends_what_it_is_part_of_and_no_more() {
+    let lines = "each m 2 collect; m -> l; repeat l 9; l -> n; each n 2 cancel; n -> a; a -> nj; nj closes n; \
+                 nj -> lj; lj closes l; lj -> mj; mj closes m";
+    let lines = lines.replace("; ", "\n");
+    let mut play = Play::started(&lines, |_| {});
+    play.hand_over("m", "[1, 2]", Next::FanOut(2));
+    play.hand_over("l[0]", "0", Next::Again);
+    play.hand_over("l[1]", "0", Next::Again);
+    play.hand_over("n[0][0]", "[1, 2]", Next::FanOut(2));
+    play.hand_over("n[1][0]", "[]", Next::FanOut(0));
+    play.publish("a[0][0][1]", 1);
+    play.fail("a[0][0][0]", 1, FailureKind::Permanent);
+    play.succeed("nj[1][0]", 1, &[]);
+    play.hand_over("lj[1][0]", "7", Next::Done);
+    play.succeed("mj", 1, &[]);
+    check(
+        &play,
+        expect![[r#"
+        1 run.queued
+        2 run.started
+        3 step.started m 1
+        4 step.completed m 1 2 items
+        5 step.started l[0] 1
+        6 step.started l[1] 1
+        7 step.completed l[0] 1 again
+        8 step.started n[0][0] 1
+        9 step.completed l[1] 1 again
+        10 step.started n[1][0] 1
+        11 step.completed n[0][0] 1 2 items
+        12 step.started a[0][0][0] 1
+        13 step.started a[0][0][1] 1
+        14 step.completed n[1][0] 1 0 items
+        15 step.started nj[1][0] 1
+        16 step.update a[0][0][1] 1
+        17 step.failed a[0][0][0] 1 oops
+        18 step.cancelled a[0][0][1]
+        19 step.rolled_back a[0][0][1] 1 from 16 to 16
+        20 step.completed nj[1][0] 1
+        21 step.started lj[1][0] 1
+        22 step.completed lj[1][0] 1
+        23 step.started mj 1
+        24 step.completed mj 1
+        25 run.completed null
+    "#]],
+    );
 }

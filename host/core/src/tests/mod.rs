@@ -10,7 +10,7 @@ mod simulation;
 
 use std::sync::Arc;
 
-use crate::decide::Success;
+use crate::decide::{Next, Success};
 use crate::effect::Effect;
 use crate::event::{Event, Recorded};
 use crate::failure::{Failure, FailureKind, FailureSource};
@@ -37,8 +37,11 @@ fn payload(text: &str) -> Payload {
     Payload::Inline(Json::parse(text.to_owned()).unwrap())
 }
 
-fn step(id: &str) -> StepId {
-    id.parse::<NodeId>().unwrap().into()
+/// A step by its name: `a`, or `a[0][2]` inside fan-outs and loops.
+fn step(name: &str) -> StepId {
+    let (node, items) = name.split_once('[').unwrap_or((name, ""));
+    let items = items.split(['[', ']']).filter(|item| !item.is_empty()).map(|item| item.parse().unwrap());
+    StepId { node: node.parse::<NodeId>().unwrap(), items: items.collect() }
 }
 
 fn failure(kind: FailureKind, code: &str) -> Failure {
@@ -91,10 +94,12 @@ impl Play {
         let before = self.run.clone();
         let events = self.run.decide(input, self.now, dice)?;
         assert_eq!(before, self.run, "deciding changes nothing");
+        let events = self.run.follow(events).unwrap_or_else(|error| panic!("{error}\n{}", self.text()));
         for event in events {
-            self.run.apply(&event).unwrap_or_else(|error| panic!("{error}\n{}", self.text()));
-            self.history.push(Recorded { seq: self.run.last_seq(), at: self.now, event });
+            let seq = self.history.len() as u64 + 1;
+            self.history.push(Recorded { seq, at: self.now, event });
         }
+        assert_eq!(self.run.last_seq(), self.history.len() as u64);
         self.appends.push(self.history.len());
         Ok(())
     }
@@ -105,7 +110,14 @@ impl Play {
 
     fn succeed(&mut self, id: &str, attempt: u32, labels: &[&str]) {
         let labels = labels.iter().map(|label| (*label).to_owned()).collect();
-        let result = Ok(Success { output: payload(&format!("\"{id}\"")), labels });
+        let result = Ok(Success { output: payload(&format!("\"{id}\"")), labels, next: Next::Done });
+        self.tell(Input::AttemptEnded { step: step(id), attempt, result, fuel_used: 1 });
+    }
+
+    /// The outcome of a node that opens or closes something.
+    fn hand_over(&mut self, id: &str, output: &str, next: Next) {
+        let attempt = self.run.step(&step(id)).unwrap().1.attempts;
+        let result = Ok(Success { output: payload(output), labels: vec![], next });
         self.tell(Input::AttemptEnded { step: step(id), attempt, result, fuel_used: 1 });
     }
 
@@ -166,8 +178,11 @@ fn line(Recorded { seq, event, .. }: &Recorded) -> String {
         Event::StepSuspended { step, reason, until } => {
             format!("{step} {reason:?} until {}", until.map_or(0, Timestamp::as_millis))
         }
-        Event::StepResumed { step } | Event::StepSkipped { step } => step.to_string(),
-        Event::StepCompleted { step, attempt, labels, .. } => format!("{step} {attempt} {}", labels.join(",")),
+        Event::StepResumed { step } | Event::StepSkipped { step } | Event::StepCancelled { step } => step.to_string(),
+        Event::StepCompleted { step, attempt, labels, fan_out, again, .. } => {
+            let fan_out = fan_out.map(|count| format!("{count} items")).unwrap_or_default();
+            format!("{step} {attempt} {}{fan_out}{}", labels.join(","), if *again { "again" } else { "" })
+        }
         Event::StepFailed { step, attempt, failure, will_retry, .. } => {
             format!("{step} {attempt} {}{}", failure.code, if *will_retry { ", will retry" } else { "" })
         }

@@ -3,8 +3,10 @@
 use std::collections::{HashMap, HashSet};
 
 use super::*;
-use crate::graph::{EdgeSpec, NodeIndex};
+use crate::graph::tests::LIMITS;
+use crate::graph::{EdgeSpec, ItemFailure, Node, NodeIndex, NodeSpec, ScopeKind};
 use crate::run::RunStatus;
+use crate::scope::{OUTERMOST, ScopeIndex};
 
 /// Seeds played in a test run; more by `STEPWELL_SEEDS=100000`.
 const SEEDS: u64 = 5_000;
@@ -37,7 +39,9 @@ impl Dealer {
 /// A graph, and what each of its steps does.
 pub(super) struct Plan {
     pub(super) graph: Arc<Graph>,
-    steps: Vec<StepPlan>,
+    seed: u64,
+    /// The labels that a node chooses, in every one of its steps.
+    labels: Vec<Vec<String>>,
 }
 
 struct StepPlan {
@@ -46,72 +50,234 @@ struct StepPlan {
     failures: u32,
     /// Whether what comes after the failures is one too, for good.
     fails_for_good: bool,
-    labels: Vec<String>,
+    /// Items of a fan-out, or iterations of a loop.
+    count: u32,
 }
 
-impl Plan {
-    pub(super) fn random(dealer: &mut Dealer) -> Self {
-        let count = 1 + dealer.below(8);
-        let mut spec = spec(&(0..count).map(|n| format!("n{n};")).collect::<String>());
+/// Draws a graph: nodes with edges forward, some of them grown into scopes with nodes of their own.
+struct Draft {
+    spec: GraphSpec,
+    names: usize,
+}
+
+impl Draft {
+    /// Nodes and the edges among them. Returns for each where edges into it end and where edges out of it start.
+    fn block(&mut self, dealer: &mut Dealer, most: usize, depth: usize) -> Vec<(String, String)> {
+        let count = 1 + dealer.below(most);
+        let mut ends: Vec<(String, String)> = Vec::new();
+        for _ in 0..count {
+            let id = format!("n{}", self.names);
+            self.names += 1;
+            let scope = depth < 3 && dealer.one_in(4);
+            self.spec.nodes.push(NodeSpec { opens: scope.then(|| kind(dealer)), ..NodeSpec::new(&id, LIMITS) });
+            let end = if scope { self.scope(dealer, &id, depth) } else { id.clone() };
+            ends.push((id, end));
+        }
         for target in 1..count {
             for source in 0..target {
                 if dealer.one_in(count / 2 + 1) {
                     let label = [None, Some("x"), Some("y")][dealer.below(3)].map(str::to_owned);
-                    spec.edges.push(EdgeSpec { source: format!("n{source}"), target: format!("n{target}"), label });
+                    let (source, target) = (ends[source].1.clone(), ends[target].0.clone());
+                    self.spec.edges.push(EdgeSpec { source, target, label });
                 }
             }
         }
-        spec.output = dealer.one_in(2).then(|| format!("n{}", dealer.below(count)));
-        let graph = Arc::new(Graph::check(spec).unwrap());
-        let steps = graph.nodes().iter().map(|node| {
-            let labels = ["x", "y"].into_iter().filter(|label| node.has_label(label) && dealer.one_in(2));
-            let labels = labels.map(str::to_owned).collect();
-            let failures = if dealer.one_in(3) { dealer.below(3) as u32 } else { 0 };
-            StepPlan { updates: dealer.below(3), failures, fails_for_good: dealer.one_in(20), labels }
-        });
-        let steps = steps.collect();
-        Self { graph, steps }
+        ends
     }
 
-    fn plan(&self, step: &StepId) -> (NodeIndex, &StepPlan) {
-        let index = self.graph.index_of(&step.node).unwrap();
-        (index, &self.steps[index])
+    /// What lies behind a node that opens a scope, up to the node that closes it.
+    fn scope(&mut self, dealer: &mut Dealer, opener: &str, depth: usize) -> String {
+        let closer = format!("{opener}e");
+        let inside = self.block(dealer, 3, depth + 1);
+        let edge = |source: &str, target: &str| EdgeSpec { source: source.into(), target: target.into(), label: None };
+        for (id, end) in &inside {
+            if !self.spec.edges.iter().any(|edge| edge.target == *id) {
+                self.spec.edges.push(edge(opener, id));
+            }
+            if !self.spec.edges.iter().any(|edge| edge.source == *end) {
+                self.spec.edges.push(edge(end, &closer));
+            }
+        }
+        let needs = inside.iter().map(|(_, end)| end.clone()).chain([opener.to_owned()]).collect();
+        self.spec.nodes.push(NodeSpec { closes: Some(opener.into()), needs, ..NodeSpec::new(&closer, LIMITS) });
+        closer
+    }
+}
+
+fn kind(dealer: &mut Dealer) -> ScopeKind {
+    if dealer.one_in(3) {
+        return ScopeKind::Repeat { max: 3 };
+    }
+    let on_failure = [ItemFailure::Cancel, ItemFailure::Finish, ItemFailure::Collect, ItemFailure::Collect];
+    ScopeKind::Each { concurrency: 1 + dealer.below(3) as u32, on_failure: on_failure[dealer.below(4)] }
+}
+
+impl Plan {
+    pub(super) fn random(dealer: &mut Dealer) -> Self {
+        let mut draft = Draft { spec: GraphSpec { topics: vec!["update".into()], ..GraphSpec::default() }, names: 0 };
+        let ends = draft.block(dealer, 7, 0);
+        let mut spec = draft.spec;
+        spec.output = dealer.one_in(2).then(|| ends[dealer.below(ends.len())].1.clone());
+        for node in &mut spec.nodes {
+            node.retry.jitter = 0.0;
+        }
+        let graph = Arc::new(Graph::check(spec).unwrap());
+        let labels = |node: &Node| {
+            let labels = ["x", "y"].into_iter().filter(|label| node.has_label(label) && dealer.one_in(2));
+            labels.map(str::to_owned).collect()
+        };
+        let labels = graph.nodes().iter().map(labels).collect();
+        Self { graph, seed: dealer.next(), labels }
+    }
+
+    fn index(&self, step: &StepId) -> NodeIndex {
+        self.graph.index_of(&step.node).unwrap()
+    }
+
+    /// What a step does: a matter of its name, so that it does the same whenever it is asked.
+    fn of(&self, step: &StepId) -> StepPlan {
+        let mut seed = self.seed ^ (self.index(step) as u64) << 32;
+        for item in &step.items {
+            seed = seed.wrapping_mul(31).wrapping_add(u64::from(*item) + 1);
+        }
+        let dealer = &mut Dealer::new(seed);
+        let failures = if dealer.one_in(3) { dealer.below(3) as u32 } else { 0 };
+        StepPlan {
+            updates: dealer.below(3),
+            failures,
+            fails_for_good: dealer.one_in(30),
+            count: dealer.below(4) as u32,
+        }
+    }
+
+    fn closed_kind(&self, node: NodeIndex) -> Option<ScopeKind> {
+        Some(self.graph.inner(self.graph.nodes()[node].closes?)?.kind)
+    }
+
+    fn opened_kind(&self, node: NodeIndex) -> Option<ScopeKind> {
+        Some(self.graph.inner(self.graph.nodes()[node].opens?)?.kind)
+    }
+
+    /// Whether a step that opens or closes a loop wants one more iteration.
+    fn wants_more(&self, step: &StepId) -> bool {
+        let node = self.index(step);
+        match (self.opened_kind(node), self.closed_kind(node)) {
+            (Some(ScopeKind::Repeat { .. }), _) => self.of(step).count > 0,
+            (_, Some(ScopeKind::Repeat { .. })) => {
+                let (iteration, around) = step.items.split_last().unwrap();
+                let inner = self.graph.inner(self.graph.nodes()[node].closes.unwrap()).unwrap();
+                let opener = StepId { node: self.graph.nodes()[inner.opener].id.clone(), items: around.to_vec() };
+                iteration + 1 < self.of(&opener).count
+            }
+            _ => false,
+        }
     }
 
     /// Lets an attempt run to its end.
     pub(super) fn run_attempt(&self, play: &mut Play, step: &StepId, attempt: u32) {
-        for _ in 0..self.plan(step).1.updates {
+        for _ in 0..self.of(step).updates {
             play.publish(&step.to_string(), attempt);
         }
         self.end_attempt(play, step, attempt);
     }
 
     fn end_attempt(&self, play: &mut Play, step: &StepId, attempt: u32) {
-        let (index, plan) = self.plan(step);
-        if play.run.steps[index].failures < plan.failures {
-            play.fail(&step.to_string(), attempt, FailureKind::Retryable);
+        let (plan, name, node) = (self.of(step), step.to_string(), self.index(step));
+        if play.run.step(step).unwrap().1.failures < plan.failures {
+            play.fail(&name, attempt, FailureKind::Retryable);
         } else if plan.fails_for_good {
-            play.fail(&step.to_string(), attempt, FailureKind::Permanent);
+            play.fail(&name, attempt, FailureKind::Permanent);
+        } else if let Some(ScopeKind::Each { .. }) = self.opened_kind(node) {
+            play.hand_over(&name, "[]", Next::FanOut(plan.count));
+        } else if self.wants_more(step) {
+            play.hand_over(&name, "0", Next::Again);
         } else {
-            let labels: Vec<&str> = plan.labels.iter().map(String::as_str).collect();
-            play.succeed(&step.to_string(), attempt, &labels);
+            let labels: Vec<&str> = self.labels[node].iter().map(String::as_str).collect();
+            play.succeed(&name, attempt, &labels);
         }
     }
 
-    /// What becomes of each step, by the rules alone, for a run in which no step fails for good: a node runs when an
-    /// edge to it was taken, or when it has none.
-    fn expected(&self) -> Vec<bool> {
-        let mut runs: Vec<bool> = Vec::new();
-        // Edges lead from lower to higher numbers only, so sources are decided first.
-        for (target, node) in self.graph.nodes().iter().enumerate() {
-            let taken = |source: NodeIndex| {
-                let edges = self.graph.nodes()[source].outgoing.iter().filter(|edge| edge.target == target);
-                edges.map(|edge| &edge.label).any(|l| l.as_ref().is_none_or(|l| self.steps[source].labels.contains(l)))
-            };
-            let reached = (0..target).any(|source| runs[source] && taken(source));
-            runs.push(node.incoming == 0 || reached);
+    /// What the rules alone say of a frame: the steps that complete, and whether it fails. Steps of items that fail are
+    /// not among them, for how far those get is a matter of luck.
+    fn frame(&self, scope: ScopeIndex, items: &[u32], entered: bool, done: &mut HashSet<StepId>) -> bool {
+        let nodes = &self.graph.scopes()[scope].nodes;
+        let mut reached: HashSet<NodeIndex> = HashSet::new();
+        let mut open: HashMap<NodeIndex, usize> = HashMap::new();
+        let mut ready: Vec<NodeIndex> = Vec::new();
+        for node in nodes {
+            let this = &self.graph.nodes()[*node];
+            open.insert(*node, this.incoming - this.entries);
+            if this.incoming == this.entries {
+                ready.push(*node);
+            }
+            if entered && (this.entries > 0 || this.incoming == 0) {
+                reached.insert(*node);
+            }
         }
-        runs
+        let mut fails = false;
+        while let Some(node) = ready.pop() {
+            let this = &self.graph.nodes()[node];
+            let runs = reached.contains(&node);
+            if runs {
+                fails |= self.step(node, items, done);
+            }
+            for edge in &this.outgoing {
+                let taken = edge.label.as_ref().is_none_or(|label| self.labels[node].contains(label));
+                if runs && taken {
+                    reached.insert(edge.target);
+                }
+                let open = open.get_mut(&edge.target).unwrap();
+                *open -= 1;
+                if *open == 0 {
+                    ready.push(edge.target);
+                }
+            }
+        }
+        fails
+    }
+
+    /// What the rules say of a step that runs, and of the scope behind it.
+    fn step(&self, node: NodeIndex, items: &[u32], done: &mut HashSet<StepId>) -> bool {
+        let this = &self.graph.nodes()[node];
+        let id = |items: Vec<u32>| StepId { node: this.id.clone(), items };
+        if let Some(ScopeKind::Repeat { .. }) = self.closed_kind(node) {
+            return false; // told with the node that opens the loop
+        }
+        let step = id(items.to_vec());
+        if self.of(&step).fails_for_good {
+            return true;
+        }
+        done.insert(step.clone());
+        let Some(inner) = this.opens.and_then(|scope| Some((scope, self.graph.inner(scope)?))) else { return false };
+        let (scope, inner) = inner;
+        let mut fails = false;
+        match inner.kind {
+            ScopeKind::Each { on_failure, .. } => {
+                for item in 0..self.of(&step).count {
+                    let mut of_item = HashSet::new();
+                    let failed = self.frame(scope, &[items, &[item]].concat(), true, &mut of_item);
+                    if !failed {
+                        done.extend(of_item);
+                    }
+                    fails |= failed && on_failure != ItemFailure::Collect;
+                }
+            }
+            ScopeKind::Repeat { .. } => {
+                let closer = &self.graph.nodes()[inner.closer].id;
+                for iteration in 0..self.of(&step).count.max(1) {
+                    let path = [items, &[iteration]].concat();
+                    if self.of(&step).count > 0 && self.frame(scope, &path, true, done) {
+                        return true;
+                    }
+                    let closing = StepId { node: closer.clone(), items: path };
+                    if self.of(&closing).fails_for_good {
+                        return true;
+                    }
+                    done.insert(closing);
+                }
+            }
+        }
+        fails
     }
 }
 
@@ -168,6 +334,7 @@ const PROPERTIES: &[(&str, Property)] = &[
             match &r.event {
                 Event::StepStarted { step, .. } => assert!(open.insert(step.clone())),
                 Event::StepCompleted { step, .. } | Event::StepFailed { step, .. } => assert!(open.remove(step)),
+                Event::StepCancelled { step } => drop(open.remove(step)),
                 _ => {}
             }
         }
@@ -215,21 +382,48 @@ const PROPERTIES: &[(&str, Property)] = &[
         completed.iter().all(|(step, attempt)| counting.get(step).is_none_or(|by| by.iter().all(|a| a == attempt)))
     }),
     ("a completed run has done what the rules say, and no more", |plan, play| {
-        let completed = |index: NodeIndex| play.run.steps[index].state.is_completed();
+        let mut expected = HashSet::new();
+        let fails = plan.frame(OUTERMOST, &[], true, &mut expected);
+        let completed = play.history.iter().filter_map(|r| match &r.event {
+            Event::StepCompleted { step, .. } => Some(step.clone()),
+            _ => None,
+        });
+        let completed: HashSet<StepId> = completed.collect();
+        let failed_items: Vec<&StepId> = play
+            .history
+            .iter()
+            .filter_map(|r| match &r.event {
+                Event::StepFailed { step, will_retry: false, .. } => Some(step),
+                _ => None,
+            })
+            .collect();
+        // What belongs to an item in which a step has failed may have completed before.
+        let beside = |step: &&StepId| {
+            failed_items.iter().all(|failed| step.items.is_empty() || step.items[0] != failed.items[0])
+        };
         play.run.status() != Some(RunStatus::Completed)
-            || plan.expected().into_iter().enumerate().all(|(index, runs)| runs == completed(index))
+            || !fails && expected.is_subset(&completed) && completed.difference(&expected).all(|step| !beside(&step))
     }),
-    ("a run fails only when a step does for good", |plan, play| {
-        let worst = plan.steps.iter().any(|step| step.fails_for_good || step.failures >= 4);
-        play.run.status() != Some(RunStatus::Failed) || worst
+    ("a run that nobody cancels fails exactly when the rules say so", |plan, play| {
+        let fails = plan.frame(OUTERMOST, &[], true, &mut HashSet::new());
+        play.run.status() == Some(RunStatus::Cancelled) || (play.run.status() == Some(RunStatus::Failed)) == fails
+    }),
+    ("a fan-out never has more items under way than it may", |plan, play| {
+        let mut run = Run::new(Arc::clone(&plan.graph));
+        play.history.iter().all(|recorded| {
+            run.apply(&recorded.event).unwrap();
+            run.items_under_way().all(|(concurrency, under_way)| under_way <= concurrency)
+        })
+    }),
+    ("what was started in an item that fails is cancelled, and nothing of it goes on", |_, play| {
+        let mut cancelled = HashSet::new();
+        play.history.iter().all(|r| match &r.event {
+            Event::StepCancelled { step } => cancelled.insert(step.clone()),
+            Event::StepRolledBack { .. } => true,
+            event => event.step().is_none_or(|step| !cancelled.contains(step)),
+        })
     }),
 ];
-
-impl crate::run::StepState {
-    fn is_completed(&self) -> bool {
-        matches!(self, Self::Completed { .. })
-    }
-}
 
 #[test]
 fn random_runs_keep_every_promise() {

@@ -27,7 +27,7 @@ mod bindings {
     wit_bindgen::generate!({ path: "../../../wit", world: "workflow" });
 }
 
-use bindings::exports::stepwell::workflow::steps::{Failure, Guest, Outcome, StepContext};
+use bindings::exports::stepwell::workflow::steps::{Failure, Guest, InputProblem, Outcome, StepContext};
 use bindings::stepwell::workflow::graph::{Edge, Graph, Limits, Node, RetryPolicy};
 use bindings::stepwell::workflow::types::{FailureKind, Routed};
 use serde::Deserialize;
@@ -77,7 +77,12 @@ impl Guest for Hostile {
             output: Some("end".to_owned()),
             topics: vec!["update".to_owned()],
             channel: None,
+            input_schema: None,
         }
+    }
+
+    fn check_input(_input: String) -> Vec<InputProblem> {
+        Vec::new()
     }
 
     fn run_step(ctx: StepContext, inputs: Vec<(String, String)>) -> Result<Outcome, Failure> {
@@ -108,6 +113,9 @@ fn node(id: &str, max_attempts: u32, limits: Limits) -> Node {
         needs: vec!["input".to_owned()],
         retry: RetryPolicy { max_attempts, initial_ms: 10, factor: 2.0, max_ms: 50, jitter: 0.0 },
         limits,
+        opens: None,
+        closes: None,
+        delegates_to: None,
     }
 }
 

@@ -1,0 +1,68 @@
+//! The graph of the workflow, as `wit/graph.wit` has it.
+
+use stepwell_document::{CONCURRENCY_DEFAULT, Edge as DocumentEdge, MEMORY_BYTES, OnFailure};
+
+use crate::bindings::stepwell::workflow::graph::{
+    Delegate, Each, Edge, Graph, ItemFailure, Limits, Node as GraphNode, Repeat, RetryPolicy, Scope,
+};
+use crate::program::{Node, Program, Work};
+
+pub(crate) fn describe(program: &Program) -> Graph {
+    Graph {
+        nodes: program.nodes.iter().map(node).collect(),
+        edges: program.edges.iter().map(edge).collect(),
+        output: program.output.clone(),
+        topics: program.topics.clone(),
+        channel: program.channel.clone(),
+        input_schema: program.input.as_ref().map(ToString::to_string),
+    }
+}
+
+fn node(node: &Node) -> GraphNode {
+    let retry = &node.plan.retry;
+    GraphNode {
+        id: node.id.clone(),
+        description: node.description.clone(),
+        needs: node.plan.needs.clone(),
+        retry: RetryPolicy {
+            max_attempts: retry.max_attempts,
+            initial_ms: retry.initial_ms,
+            factor: retry.factor,
+            max_ms: retry.max_ms,
+            jitter: retry.jitter,
+        },
+        limits: Limits { fuel: node.plan.fuel, timeout_ms: node.plan.timeout_ms, memory_bytes: MEMORY_BYTES },
+        opens: opens(&node.work),
+        closes: match &node.work {
+            Work::Join(join) => Some(join.of.clone()),
+            _ => None,
+        },
+        delegates_to: match &node.work {
+            Work::Component(to) => Some(Delegate {
+                workflow: to.workflow.clone(),
+                version: to.version.clone(),
+                node: to.node.clone(),
+            }),
+            _ => None,
+        },
+    }
+}
+
+fn opens(work: &Work) -> Option<Scope> {
+    match work {
+        Work::Map(map) => Some(Scope::Each(Each {
+            concurrency: map.concurrency.unwrap_or(CONCURRENCY_DEFAULT),
+            on_failure: match map.on_failure {
+                OnFailure::Cancel => ItemFailure::Cancel,
+                OnFailure::Finish => ItemFailure::Finish,
+                OnFailure::Collect => ItemFailure::Collect,
+            },
+        })),
+        Work::Loop(looping) => Some(Scope::Repeat(Repeat { max: looping.max })),
+        _ => None,
+    }
+}
+
+fn edge(edge: &DocumentEdge) -> Edge {
+    Edge { source: edge.source.clone(), target: edge.target.clone(), label: edge.label.clone() }
+}

@@ -1,0 +1,1 @@
+//! Graph documents to components.
