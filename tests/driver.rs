@@ -8,11 +8,13 @@ use bytes::Bytes;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use stepwell::clock;
-use stepwell::driver::{Driver, DriverConfig};
+use stepwell::driver::{Driver, DriverConfig, Outside};
 use stepwell::journal::catalog::VersionRecord;
 use stepwell::journal::{Journal, RedbJournal};
 use stepwell::sandbox::{Sandbox, SandboxConfig};
+use stepwell::vault::Vault;
 use stepwell_core::{Event, Json, RunKey, TenantId, WorkflowName};
+use stepwell_outbound::{Outbound, OutboundConfig};
 
 use crate::journal::Disk;
 use crate::support::{PATIENCE, Server, check_history, eventually, guest};
@@ -22,6 +24,7 @@ struct Host {
     disk: Disk,
     journal: Arc<RedbJournal>,
     sandbox: Arc<Sandbox>,
+    outside: Outside,
     driver: Driver,
     tenant: TenantId,
     probe: WorkflowName,
@@ -45,7 +48,10 @@ impl Host {
         });
         let sandbox = Arc::new(sandbox.unwrap());
         let config = DriverConfig { active_runs_max: 10, active_runs_per_tenant: 10, grace: Duration::ZERO };
-        let driver = Driver::new(Arc::clone(&journal), Arc::clone(&sandbox), &config);
+        let vault = Arc::new(Vault::open(code.path()).unwrap());
+        let outbound = Outbound::new(OutboundConfig::default()).unwrap();
+        let outside = Outside { outbound, journal: Arc::clone(&journal), vault };
+        let driver = Driver::new(Arc::clone(&journal), Arc::clone(&sandbox), outside.clone(), &config);
         let (tenant, probe): (TenantId, WorkflowName) = ("acme".parse().unwrap(), "probe".parse().unwrap());
         let component = Bytes::from(guest("stepwell_probe"));
         let inspected = sandbox.inspect(component.clone()).await.unwrap();
@@ -57,7 +63,7 @@ impl Host {
             graph: inspected.graph,
         };
         journal.put_version(&tenant, &probe, record, component).await.unwrap();
-        Self { disk, journal, sandbox, driver, tenant, probe, _code: code }
+        Self { disk, journal, sandbox, outside, driver, tenant, probe, _code: code }
     }
 
     async fn start(&self, input: Value) -> RunKey {
@@ -126,7 +132,7 @@ async fn a_host_that_stops_leaves_what_it_cut_off_to_the_next() {
     assert_eq!(host.journal.unfinished(None, 10).unwrap(), std::slice::from_ref(&key));
 
     let config = DriverConfig { active_runs_max: 10, active_runs_per_tenant: 10, grace: Duration::ZERO };
-    let next = Driver::new(Arc::clone(&host.journal), Arc::clone(&host.sandbox), &config);
+    let next = Driver::new(Arc::clone(&host.journal), Arc::clone(&host.sandbox), host.outside.clone(), &config);
     assert_eq!(next.recover().await.unwrap(), 1);
     let again = || async {
         let events = host.journal.read(&key, 0, usize::MAX).unwrap();

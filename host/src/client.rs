@@ -129,13 +129,17 @@ impl Client {
         Ok(Self { http, url: url.trim_end_matches('/').to_owned() })
     }
 
-    /// A request that gives JSON.
+    /// A request that gives JSON, or nothing, which reads like `null`.
     pub async fn json(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Value, ClientError> {
         let mut request = self.request(method, path);
         if let Some(body) = body {
             request = request.json(body);
         }
-        self.read(self.send(request).await?).await
+        let response = self.send(request).await?;
+        if response.status() == StatusCode::NO_CONTENT {
+            return Ok(Value::Null);
+        }
+        self.read(response).await
     }
 
     /// Starts a run. The body is JSON.

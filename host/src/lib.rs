@@ -23,3 +23,4 @@ pub mod maintenance;
 mod permits;
 pub mod sandbox;
 pub mod streams;
+pub mod vault;

@@ -1,7 +1,7 @@
 //! The code of one expression as a syntax tree.
 //!
 //! Owns: what is refused because of how it is written, and the words for it.
-//! Does not: know what names mean ([`crate::names`]) and what is referred to ([`crate::references`]).
+//! Does not: know which filters there are ([`crate::filters`]) and what is referred to ([`crate::references`]).
 //! Invariant: jaq's lexer and parser recurse with the nesting of what they read, and so does everybody who walks the
 //! tree, here and in the guest. What comes out of here is nested at most [`NESTING_MAX`] levels, and what is nested
 //! deeper is refused before jaq sees it.
@@ -14,8 +14,9 @@ use crate::problems::clip;
 /// Bytes of one expression. Nobody reads a longer one; a document with more to say has more nodes.
 pub(crate) const EXPRESSION_BYTES_MAX: usize = 16 * 1024;
 /// Levels of one expression, where each bracket and, inside of it, each operator and keyword counts as one: `a + b + c`
-/// is a tree of two levels. The guest walks the tree on a stack of one MiB, with some hundred bytes for a level.
-pub(crate) const NESTING_MAX: usize = 256;
+/// is a tree of two levels. jaq takes up to 2 KiB of stack for a level on the host, when it parses and when it compiles,
+/// and the guest has half a MiB.
+pub(crate) const NESTING_MAX: usize = 128;
 
 /// What is wrong with an expression.
 #[derive(Debug, PartialEq, Eq)]
@@ -165,21 +166,31 @@ fn comment(text: &str) -> usize {
 /// begins with a bracket, an operator or a keyword, and nothing else. `in_braces`: the tokens are those of an object.
 fn nesting(tokens: &[Token<&str>], in_braces: bool) -> usize {
     let (mut levels, mut deepest, mut inside) = (1, 1, 0);
-    // Whether a keyword has come since the entry of the object began.
+    // Whether something may go on behind a comma that is not between two entries of an object.
     let mut in_keyword = false;
+    // What both were before each `if` that is not closed.
+    let mut before_ifs = Vec::new();
+    // Whether something has been said that an operator or an `end` can follow.
+    let mut is_complete = false;
     for Token(text, token) in tokens {
+        let mut completes = true;
         match token {
             Tok::Word => match *text {
                 "if" | "then" | "elif" | "else" | "try" | "catch" | "reduce" | "foreach" | "def" | "label" | "as" => {
-                    (levels, in_keyword) = (levels + 1, true);
+                    if *text == "if" {
+                        before_ifs.push((levels, in_keyword));
+                    }
+                    (levels, in_keyword, completes) = (levels + 1, true, false);
                 }
-                "and" | "or" => levels += 1,
+                "and" | "or" => (levels, completes) = (levels + 1, false),
+                // With nothing before it, it would be the name of a filter.
+                "end" if is_complete => (levels, in_keyword) = before_ifs.pop().unwrap_or((levels, in_keyword)),
                 _ => {}
             },
-            // The entries of an object stand beside each other, unless the comma belongs to a keyword before it.
-            Tok::Sym if in_braces && *text == "," && !in_keyword => levels = 1,
-            Tok::Sym if text.starts_with('.') || matches!(*text, ":" | ";" | "?" | ")" | "]" | "}") => {}
-            Tok::Sym => levels += 1,
+            Tok::Sym if in_braces && *text == "," && !in_keyword => (levels, completes) = (1, false),
+            Tok::Sym if text.starts_with('.') || *text == "?" => {}
+            Tok::Sym if matches!(*text, ":" | ";" | ")" | "]" | "}") => completes = false,
+            Tok::Sym => (levels, completes) = (levels + 1, false),
             Tok::Block(tokens) => inside = inside.max(nesting(tokens, text.starts_with('{'))),
             Tok::Str(parts) => {
                 for part in parts {
@@ -190,7 +201,7 @@ fn nesting(tokens: &[Token<&str>], in_braces: bool) -> usize {
             }
             Tok::Var | Tok::Fmt | Tok::Num => {}
         }
-        deepest = deepest.max(levels);
+        (deepest, is_complete) = (deepest.max(levels), completes);
     }
     deepest + inside
 }
@@ -204,7 +215,9 @@ fn lexical(code: &str, errors: Vec<lex::Error<&str>>) -> Wrong {
     let expected = match expected {
         lex::Expect::Digit => "a digit",
         lex::Expect::Ident => "a name",
-        lex::Expect::Escape => "one of the escapes `\\\"`, `\\\\`, `\\/`, `\\b`, `\\f`, `\\n`, `\\r`, `\\t`, `\\u` and `\\(`",
+        lex::Expect::Escape => {
+            "one of the escapes `\\\"`, `\\\\`, `\\/`, `\\b`, `\\f`, `\\n`, `\\r`, `\\t`, `\\u` and `\\(`"
+        }
         lex::Expect::Unicode => "four hexadecimal digits of a Unicode character",
         // Brackets and characters were looked at before.
         _ => "something else",
@@ -214,7 +227,8 @@ fn lexical(code: &str, errors: Vec<lex::Error<&str>>) -> Wrong {
 
 /// The first of the parser's errors, in a sentence.
 fn syntactic(code: &str, errors: Vec<parse::TError<'_, &str>>) -> Wrong {
-    let errors = errors.into_iter().map(|(expected, found)| (offset(code, Token::opt_as_str(found, code)), expected, found));
+    let errors =
+        errors.into_iter().map(|(expected, found)| (offset(code, Token::opt_as_str(found, code)), expected, found));
     let Some((at, expected, found)) = errors.min_by_key(|(at, ..)| *at) else {
         return Wrong::syntax(0, "the expression is not jq");
     };
@@ -261,6 +275,7 @@ pub(crate) fn position(text: &str, at: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::filters::tests::undefined_by_jaq;
 
     fn shown(code: &str) -> String {
         match parse(code) {
@@ -305,8 +320,14 @@ mod tests {
             ("[1, (2]", "character 7 invalid_expression: found `]` where `)` closes the `(` of character 5"),
             ("1)", "character 2 invalid_expression: `)` closes nothing"),
             ("\"abc", "character 1 invalid_expression: the string that begins here does not end"),
-            ("\"é\" + \"a\\x\"", "character 9 invalid_expression: expected one of the escapes `\\\"`, `\\\\`, `\\/`, `\\b`, `\\f`, `\\n`, `\\r`, `\\t`, `\\u` and `\\(`, found `x`"),
-            ("\"\\ud800\"", "character 4 invalid_expression: expected four hexadecimal digits of a Unicode character, found `d`"),
+            (
+                "\"é\" + \"a\\x\"",
+                "character 10 invalid_expression: expected one of the escapes `\\\"`, `\\\\`, `\\/`, `\\b`, `\\f`, `\\n`, `\\r`, `\\t`, `\\u` and `\\(`, found `x`",
+            ),
+            (
+                "\"\\ud800\"",
+                "character 4 invalid_expression: expected four hexadecimal digits of a Unicode character, found `d`",
+            ),
             (".a && .b", "character 4 invalid_expression: `&` is no part of jq"),
             (".a == 'b'", "character 7 invalid_expression: `'` is no part of jq"),
             ("1.", "character 3 invalid_expression: expected a digit, found the end"),
@@ -314,7 +335,10 @@ mod tests {
             ("{a b}", "character 4 invalid_expression: expected `,` or `}`, found `b`"),
             ("{(1)}", "character 5 invalid_expression: expected `:`, found `}`"),
             ("map(.a", "character 4 invalid_expression: the `(` here is not closed"),
-            (". as 1 | 2", "character 6 invalid_expression: expected a variable or a pattern such as `$x` or `[$x, $y]`, found `1`"),
+            (
+                ". as 1 | 2",
+                "character 6 invalid_expression: expected a variable or a pattern such as `$x` or `[$x, $y]`, found `1`",
+            ),
             (".a\n| )", "line 2, character 3 invalid_expression: `)` closes nothing"),
             ("import \"a\" as a; 1", "character 1 invalid_expression: `import`: an expression cannot load modules"),
             ("include \"a\"; 1", "character 1 invalid_expression: `include`: an expression cannot load modules"),
@@ -329,7 +353,22 @@ mod tests {
     #[test]
     fn nesting_that_would_use_up_the_stack_is_refused() {
         let most = EXPRESSION_BYTES_MAX;
-        for piece in ["(", "[", "{a:", "\"\\(", "-", "if ", "try ", "1|", "1+", "1,", ". as $x|", "def f:", "label $x|", "reduce "] {
+        for piece in [
+            "(",
+            "[",
+            "{a:",
+            "\"\\(",
+            "-",
+            "if ",
+            "try ",
+            "1|",
+            "1+",
+            "1,",
+            ". as $x|",
+            "def f:",
+            "label $x|",
+            "reduce ",
+        ] {
             let code = piece.repeat(most / piece.len());
             assert!(shown(&code).contains("too_deep"), "{piece}: {}", shown(&code));
             assert!(shown(&piece.repeat(100_000)).contains("too_large"));
@@ -339,13 +378,18 @@ mod tests {
             let code = format!("{begin}{}", "(".repeat(16_000));
             assert_ne!(shown(&code), "fine");
         }
-        let attack = format!("{{a: {}1}}", "- if 1, ".repeat(2_000));
-        assert!(shown(&attack).contains("too_deep"));
+        // Where levels might be taken for closed that are not.
+        for piece in ["- if 1, ", "if -end then ", "if 1 then -end else ", "if {end} then ", "def end: if 1 then "] {
+            let attack = format!("{{a: {}1}}", piece.repeat(most / piece.len() - 1));
+            assert!(shown(&attack).contains("too_deep"), "{piece}: {}", shown(&attack));
+        }
     }
 
     #[test]
     fn what_is_long_but_not_nested_is_fine() {
         let entries: String = (0..900).map(|n| format!("k{n}: .a + 1,")).collect();
+        assert_eq!(shown(&format!("{{{entries}}}")), "fine");
+        let entries: String = (0..300).map(|n| format!("k{n}: if .a == {n} then .b + 1 else 3 end,")).collect();
         assert_eq!(shown(&format!("{{{entries}}}")), "fine");
         assert_eq!(shown(&format!(".a{}", ".b[0]".repeat(2_000))), "fine");
         let sum = "1 + ".repeat(NESTING_MAX - 2) + "1";
@@ -359,13 +403,17 @@ mod tests {
             deepest("-", "1"),
             deepest("1|", "1"),
             deepest("1,", "1"),
-            deepest(". as $x|", "1"),
+            ". as $x|".repeat(NESTING_MAX / 2 - 4) + "1",
+            "if 1 then ".repeat(NESTING_MAX / 2 - 4) + "1" + &" end".repeat(NESTING_MAX / 2 - 4),
             deepest("try ", "1"),
             "(".repeat(NESTING_MAX / 2) + &")".repeat(NESTING_MAX / 2).replacen(')', "1)", 1),
             "[".repeat(NESTING_MAX / 2) + &"]".repeat(NESTING_MAX / 2),
         ];
         let thread = std::thread::Builder::new().stack_size(256 << 10).spawn(move || {
-            codes.iter().for_each(|code| assert_eq!(shown(code), "fine", "{code}"));
+            for code in &codes {
+                assert_eq!(shown(code), "fine", "{code}");
+                assert!(undefined_by_jaq(code).is_empty());
+            }
         });
         thread.unwrap().join().unwrap();
     }

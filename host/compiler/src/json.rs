@@ -228,7 +228,7 @@ mod tests {
     fn nesting_ends_at_a_hundred_levels() {
         let nested = |levels: usize| "[".repeat(levels) + &"]".repeat(levels);
         assert!(!shown(&nested(JSON_DEPTH_MAX)).contains("too_deep"));
-        for levels in [JSON_DEPTH_MAX + 1, 128, 129, 10_000, 1_000_000] {
+        for levels in [JSON_DEPTH_MAX + 1, 128, 129, 10_000, 700_000] {
             assert!(shown(&nested(levels)).contains("too_deep"), "{levels}");
             assert!(shown(&"{\"a\":".repeat(levels)).contains("too_deep"), "{levels}");
         }

@@ -16,6 +16,9 @@ const SUGGESTED_FROM_MAX: usize = 1_000;
 /// Changed letters up to which a name is taken for a misspelling of another.
 const MISSPELT_MAX: usize = 2;
 
+/// Names in a list of them. A node has fewer fields.
+const LISTED_MAX: usize = 20;
+
 /// The part of the document that a problem is about, in the order in which problems are listed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Place {
@@ -75,6 +78,16 @@ impl Problems {
         self.kept.is_empty()
     }
 
+    /// How many there are, kept or not.
+    pub(crate) fn count(&self) -> usize {
+        self.kept.len() + self.more
+    }
+
+    /// What takes time to find out, if the next problem is kept.
+    pub(crate) fn if_kept<T>(&self, find: impl FnOnce() -> Option<T>) -> Option<T> {
+        (self.kept.len() < PROBLEMS_MAX).then(find).flatten()
+    }
+
     /// The list. A problem about a node without a usable id is told by the node's place.
     pub(crate) fn finish<'a>(self, id_of: impl Fn(usize) -> Option<&'a str>) -> Vec<Problem> {
         let mut kept = self.kept;
@@ -127,7 +140,9 @@ pub(crate) enum Path<'a> {
 impl fmt::Display for Path<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let plain = |key: &str| {
-            !key.is_empty() && key.len() <= SHOWN_BYTES_MAX && key.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+            !key.is_empty()
+                && key.len() <= SHOWN_BYTES_MAX
+                && key.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
         };
         match self {
             Self::Field(name) => f.write_str(name),
@@ -201,10 +216,15 @@ fn distance(from: &str, to: &str, most: usize) -> Option<usize> {
     last.last().copied().filter(|distance| *distance <= most)
 }
 
-/// `` `a`, `b` and `c` ``.
+/// `` `a`, `b` and `c` ``; of a long list the begin.
 pub(crate) fn listed<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
-    let names: Vec<String> = names.into_iter().map(|name| format!("`{}`", clip(name))).collect();
-    match names.split_last() {
+    let mut names = names.into_iter();
+    let shown = names.by_ref().take(LISTED_MAX).map(|name| format!("`{}`", clip(name)));
+    let mut shown: Vec<String> = shown.collect();
+    if names.next().is_some() {
+        shown.push("others".to_owned());
+    }
+    match shown.split_last() {
         None => String::new(),
         Some((only, [])) => only.clone(),
         Some((last, others)) => format!("{} and {last}", others.join(", ")),

@@ -10,9 +10,7 @@ use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
 use serde_json::{Map, Value};
-use stepwell_core::graph::{
-    DESCRIPTION_BYTES_MAX, EDGES_MAX, FUEL_MAX, NODES_MAX, TIMEOUT_MS_MAX, TOPICS_MAX,
-};
+use stepwell_core::graph::{DESCRIPTION_BYTES_MAX, EDGES_MAX, FUEL_MAX, NODES_MAX, TIMEOUT_MS_MAX, TOPICS_MAX};
 use stepwell_core::ids::is_word;
 use stepwell_core::retry::{ATTEMPTS_MAX, RetryPolicy, WAIT_MS_MAX};
 use stepwell_core::{NodeId, WorkflowName};
@@ -24,7 +22,7 @@ use stepwell_document::{
 };
 
 use crate::SchemaCheck;
-use crate::problems::{Fault, Place, Problems, clip, closest, did_you_mean, listed};
+use crate::problems::{Fault, Path, Place, Problems, clip, closest, did_you_mean, listed};
 
 /// The kinds of nodes.
 const KINDS: [&str; 8] = ["transform", "branch", "map", "loop", "join", "llm", "http", "component"];
@@ -41,6 +39,8 @@ const ALIASES: [(&str, &str); 8] = [
     ("expression", "output"),
     ("max_iterations", "max"),
 ];
+/// Unknown fields among which a missing one is looked for. There are never more but by mistake or on purpose.
+const COMPARED_MAX: usize = 100;
 /// Tokens of an answer. As in `wit/llm.wit`.
 const ANSWER_TOKENS_MAX: u64 = 1_000_000;
 /// Stands for a condition that is not known: one without a fault.
@@ -186,15 +186,26 @@ fn read_edge(index: usize, value: Value, problems: &mut Problems) -> DraftEdge {
     let target = edge.required_string("target");
     let label = edge.optional_string("label");
     if let Some(label) = label.as_ref().filter(|label| !is_word(label)) {
-        edge.fault("label", "invalid_label", format!("`{}` is not a valid label: a label has {WORD_RULE}", clip(label)));
+        edge.fault(
+            "label",
+            "invalid_label",
+            format!("`{}` is not a valid label: a label has {WORD_RULE}", clip(label)),
+        );
     }
     edge.finish();
     DraftEdge { source, target, label }
 }
 
 fn read_node(index: usize, value: Value, problems: &mut Problems, schema_check: SchemaCheck<'_>) -> DraftNode {
-    let mut read =
-        DraftNode { id: None, description: None, retry: None, timeout: None, fuel: None, kind: None, faulty: Vec::new() };
+    let mut read = DraftNode {
+        id: None,
+        description: None,
+        retry: None,
+        timeout: None,
+        fuel: None,
+        kind: None,
+        faulty: Vec::new(),
+    };
     let Some(mut node) = Object::of(problems, Place::Node(index), String::new(), value) else { return read };
     read.id = node.required_string("id");
     if let Some(reason) = read.id.as_ref().and_then(|id| id.parse::<NodeId>().err()) {
@@ -211,7 +222,10 @@ fn read_node(index: usize, value: Value, problems: &mut Problems, schema_check: 
     read.fuel = node.whole("fuel", 1..=FUEL_MAX);
     let kind = node.required_string("kind");
     read.kind = match kind.as_deref() {
-        Some("transform") => Some(Kind::Transform(Transform { output: node.required("output").unwrap_or_default() })),
+        Some("transform") => Some(Kind::Transform(Transform {
+            output: node.required("output").unwrap_or_default(),
+            topic: node.optional_string("topic"),
+        })),
         Some("branch") => Some(Kind::Branch(read_branch(&mut node))),
         Some("map") => Some(Kind::Map(read_map(&mut node))),
         Some("loop") => Some(Kind::Loop(read_loop(&mut node))),
@@ -236,7 +250,7 @@ fn read_node(index: usize, value: Value, problems: &mut Problems, schema_check: 
         None => None,
     };
     // Which fields there are depends on the kind.
-    read.faulty = if read.kind.is_some() { node.finish() } else { node.faulty };
+    read.faulty = if read.kind.is_some() { node.finish() } else { node.finish_misspelt() };
     read
 }
 
@@ -253,7 +267,12 @@ fn read_retry(node: &mut Object<'_>) -> Option<Retry> {
         if ms(&max, defaults.max_ms) < ms(&initial, defaults.initial_ms) {
             let field = if max.is_some() { "max" } else { "initial" };
             let hint = "without `max` the longest wait is 1m, without `initial` the first one is 1s";
-            retry.fault_with_hint(field, "out_of_range", "the longest wait is shorter than the first one", hint.to_owned());
+            retry.fault_with_hint(
+                field,
+                "out_of_range",
+                "the longest wait is shorter than the first one",
+                hint.to_owned(),
+            );
         }
     }
     let faulty = retry.finish();
@@ -277,9 +296,8 @@ fn read_branch(node: &mut Object<'_>) -> Branch {
         if let Some(label) = label.as_deref() {
             case.word("label", label, "invalid_label");
         }
-        let whole = label.is_some();
-        case.finish();
-        node.placeholder_if(!whole, "cases");
+        let faulty = case.finish();
+        node.placeholder_if(faulty.contains(&"label"), "cases");
         cases.push(Case { when: when.unwrap_or_else(|| ANY_CONDITION.to_owned()), label: label.unwrap_or_default() });
     }
     let otherwise = node.optional_string("else");
@@ -301,11 +319,10 @@ fn read_map(node: &mut Object<'_>) -> FanOut {
         other => node.wrong_type("items", "an expression or an array", other),
     }
     let concurrency = node.whole("concurrency", 1..=u64::from(CONCURRENCY_MAX));
-    let on_failure = node.choice("on_failure", [
-        ("cancel", OnFailure::Cancel),
-        ("finish", OnFailure::Finish),
-        ("collect", OnFailure::Collect),
-    ]);
+    let on_failure = node.choice(
+        "on_failure",
+        [("cancel", OnFailure::Cancel), ("finish", OnFailure::Finish), ("collect", OnFailure::Collect)],
+    );
     FanOut { items, concurrency: concurrency.and_then(|n| u32::try_from(n).ok()), on_failure }
 }
 
@@ -349,12 +366,13 @@ fn read_http(node: &mut Object<'_>) -> Http {
     let query = node.map("query");
     for (name, value) in &query {
         if value.is_array() || value.is_object() {
-            node.wrong_type(&format!("query.{}", clip(name)), "a string, a number, true, false or null", value);
+            let field = Path::Key(&Path::Field("query"), name).to_string();
+            node.wrong_type(&field, "a string, a number, true, false or null", value);
         }
     }
     let mut headers = BTreeMap::new();
     for (name, value) in node.map("headers") {
-        let field = format!("headers.{}", clip(&name));
+        let field = Path::Key(&Path::Field("headers"), &name).to_string();
         if !is_header(&name) {
             node.fault(&field, "invalid_header", format!("`{}` is not the name of a header", clip(&name)));
         }
@@ -374,7 +392,9 @@ fn check_method(node: &mut Object<'_>, method: &str) {
         let message = format!("`{}` is not a method: it consists of letters A-Z", clip(method));
         let upper = method.to_ascii_uppercase();
         let hint = method.bytes().all(|b| b.is_ascii_alphabetic()).then(|| format!("write `{}`", clip(&upper)));
-        node.add(Fault::new(node.place, "method", "invalid_method", message).maybe_hint(hint.filter(|_| !upper.is_empty())));
+        node.add(
+            Fault::new(node.place, "method", "invalid_method", message).maybe_hint(hint.filter(|_| !upper.is_empty())),
+        );
     }
 }
 
@@ -420,7 +440,8 @@ fn read_status(node: &mut Object<'_>) -> Option<StatusRules> {
     let mut status = node.object("status")?;
     let ok = read_rules(&mut status, "ok");
     let retry = read_rules(&mut status, "retry");
-    let matched = |rules: &Option<Vec<StatusRule>>, status: u16| rules.iter().flatten().any(|rule| rule.matches(status));
+    let matched =
+        |rules: &Option<Vec<StatusRule>>, status: u16| rules.iter().flatten().any(|rule| rule.matches(status));
     if let Some(both) = (100..600).find(|status| matched(&ok, *status) && matched(&retry, *status)) {
         status.fault("retry", "ambiguous_status", format!("a response with status {both} is in both lists"));
     }
@@ -477,7 +498,8 @@ fn read_component(node: &mut Object<'_>) -> Component {
     for name in inputs.keys().filter(|name| *name != "input") {
         if let Err(reason) = name.parse::<NodeId>() {
             let message = format!("`{}` is not the name of a need: {reason}", clip(name));
-            node.fault(&format!("inputs.{}", clip(name)), "invalid_input_name", message);
+            let field = Path::Key(&Path::Field("inputs"), name).to_string();
+            node.fault(&field, "invalid_input_name", message);
         }
     }
     Component { workflow, version, node: other, inputs }
@@ -559,7 +581,7 @@ impl<'p> Object<'p> {
         let value = self.fields.remove(name);
         if value.is_none() {
             // A misspelt field is told by itself; together they would be one fault told twice.
-            if self.fields.keys().any(|key| self.meant_by(key) == Some(name)) {
+            if self.fields.keys().take(COMPARED_MAX).any(|key| self.meant_by(key) == Some(name)) {
                 self.doubt(name);
             } else {
                 self.fault(name, "missing_field", format!("`{name}` is missing"));
@@ -734,17 +756,33 @@ impl<'p> Object<'p> {
         Object::of(self.problems, self.place, path, value)
     }
 
+    /// Tells the fields that nobody asked for, but those that cannot be told to be something else. Returns those that
+    /// are placeholders.
+    fn finish_misspelt(mut self) -> Vec<&'static str> {
+        let unknown: Vec<String> = self.fields.keys().filter(|key| self.meant_by(key).is_none()).cloned().collect();
+        for key in unknown {
+            self.fields.remove(&key);
+        }
+        self.finish()
+    }
+
     /// Tells the fields that nobody asked for. Returns those that are placeholders.
     fn finish(self) -> Vec<&'static str> {
         let mut unknown: Vec<&String> = self.fields.keys().collect();
         unknown.sort_unstable();
         for key in unknown {
             let message = format!("there is no field `{}` here", clip(key));
-            let hint = match self.meant_by(key) {
-                Some(name) => format!("did you mean `{name}`?"),
-                None => format!("the fields are {}", listed(self.known.iter().copied())),
+            let hint = self.problems.if_kept(|| {
+                Some(match self.meant_by(key) {
+                    Some(name) => format!("did you mean `{name}`?"),
+                    None => format!("the fields are {}", listed(self.known.iter().copied())),
+                })
+            });
+            let field = match self.path.as_str() {
+                "" => Path::Field(clip(key)).to_string(),
+                path => Path::Key(&Path::Field(path), key).to_string(),
             };
-            self.problems.add(Fault::new(self.place, self.at(clip(key)), "unknown_field", message).hint(hint));
+            self.problems.add(Fault::new(self.place, field, "unknown_field", message).maybe_hint(hint));
         }
         self.faulty
     }

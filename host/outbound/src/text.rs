@@ -2,7 +2,7 @@
 
 /// At most `bytes_max` bytes of a text, without control characters and without space around it.
 pub(crate) fn excerpt(text: &str, bytes_max: usize) -> String {
-    let text = text.trim();
+    let text = text.trim_matches(|character: char| character.is_control() || character.is_whitespace());
     let kept = text.get(..text.floor_char_boundary(bytes_max)).unwrap_or_default();
     kept.chars().map(|character| if character.is_control() { ' ' } else { character }).collect()
 }

@@ -11,7 +11,9 @@ mod auth;
 mod events;
 mod openapi;
 mod problem;
+mod providers;
 mod runs;
+mod secrets;
 mod wire;
 mod workflows;
 
@@ -21,13 +23,14 @@ use axum::Router;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{get, post, put};
 use tokio_util::sync::CancellationToken;
 
 use crate::access::Access;
 use crate::driver::Driver;
 use crate::journal::RedbJournal;
 use crate::sandbox::Sandbox;
+use crate::vault::Vault;
 
 pub(crate) use self::admin::RETENTION_DAYS_DEFAULT;
 pub use self::openapi::document;
@@ -43,6 +46,8 @@ pub struct App {
     pub sandbox: Arc<Sandbox>,
     /// The keys.
     pub access: Arc<Access>,
+    /// What seals secrets.
+    pub vault: Arc<Vault>,
     /// Ends streams and waits when the host stops.
     pub stopping: CancellationToken,
 }
@@ -57,6 +62,8 @@ pub fn router(app: App) -> Router {
         .route("/v1/workflows/{name}", get(workflows::get))
         .route("/v1/workflows/{name}/versions", get(workflows::versions).post(workflows::deploy))
         .route("/v1/workflows/{name}/versions/{version}", get(workflows::version))
+        .route("/v1/graphs/validate", post(workflows::validate))
+        .route("/v1/schemas/graph.json", get(workflows::graph_schema))
         .route("/v1/workflows/{name}/runs", post(runs::start))
         .route("/v1/runs", get(runs::list))
         .route("/v1/runs/{id}", get(runs::get))
@@ -65,6 +72,10 @@ pub fn router(app: App) -> Router {
         .route("/v1/runs/{id}/events", get(events::get))
         .route("/v1/artifacts", get(artifacts::list))
         .route("/v1/artifacts/{id}", get(artifacts::get))
+        .route("/v1/secrets", get(secrets::list))
+        .route("/v1/secrets/{name}", put(secrets::put).delete(secrets::delete))
+        .route("/v1/providers", get(providers::list))
+        .route("/v1/providers/{name}", put(providers::put).delete(providers::delete))
         .route("/v1/admin/tenants", get(admin::tenants).post(admin::create_tenant))
         .route("/v1/admin/keys", get(admin::keys).post(admin::create_key))
         .route("/v1/admin/keys/{id}/revoke", post(admin::revoke_key))

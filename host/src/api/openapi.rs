@@ -5,7 +5,7 @@ use utoipa::openapi::OpenApi as Document;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 
-use super::{admin, artifacts, events, runs, wire, workflows};
+use super::{admin, artifacts, events, providers, runs, secrets, wire, workflows};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -21,6 +21,8 @@ use super::{admin, artifacts, events, runs, wire, workflows};
         workflows::versions,
         workflows::version,
         workflows::deploy,
+        workflows::validate,
+        workflows::graph_schema,
         runs::start,
         runs::list,
         runs::get,
@@ -29,6 +31,12 @@ use super::{admin, artifacts, events, runs, wire, workflows};
         events::get,
         artifacts::list,
         artifacts::get,
+        secrets::list,
+        secrets::put,
+        secrets::delete,
+        providers::list,
+        providers::put,
+        providers::delete,
         admin::tenants,
         admin::create_tenant,
         admin::keys,

@@ -13,7 +13,7 @@ use utoipa::ToSchema;
 
 use crate::driver::{CancelError, StartError};
 use crate::journal::{JournalError, error_chain};
-use crate::sandbox::UploadError;
+use crate::sandbox::{CheckInputError, InputProblem, UploadError};
 
 /// Bytes over the limit that are read, and forgotten, so that the answer gets through.
 const DISCARDED_BYTES_MAX: usize = 32 << 20;
@@ -152,6 +152,16 @@ impl From<StartError> for Problem {
             StartError::UnknownVersion(_) => Self::not_found("unknown_version", detail),
             StartError::Stopping => Self::unavailable("the host is stopping"),
             StartError::Journal(error) => error.into(),
+            StartError::InvalidInput(problems) => {
+                let problem = |problem: InputProblem| json!({ "pointer": problem.pointer, "message": problem.message });
+                let problems: Vec<Value> = problems.into_iter().map(problem).collect();
+                Self::invalid("invalid_input", detail).with("problems", problems)
+            }
+            StartError::CheckInput(CheckInputError::Guest(_)) => Self::invalid("input_not_checked", detail),
+            StartError::CheckInput(error) => {
+                tracing::error!(%error, "an input could not be checked");
+                Self::unavailable("the input cannot be checked at present")
+            }
             StartError::Graph(version) => {
                 tracing::error!(%version, "a stored graph is damaged");
                 Self::internal()
@@ -188,6 +198,7 @@ impl From<UploadError> for Problem {
             UploadError::DoesNotFit(_) => Self::invalid("incompatible_component", detail),
             UploadError::Describe(_) => Self::invalid("describe_failed", detail),
             UploadError::Graph(problems) => Self::invalid("invalid_graph", detail).with("problems", json!(problems)),
+            UploadError::GraphTooMuch(_) => Self::invalid("compile_limit", detail),
             UploadError::CompilerExceeded => Self::invalid("compile_limit", detail),
             UploadError::CompilerUnavailable(why) => {
                 tracing::error!(why, "the compiler could not be run");

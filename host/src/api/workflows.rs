@@ -5,7 +5,11 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Json as Answer, http::HeaderValue};
-use stepwell_core::{Digest, WorkflowName};
+use serde::Serialize;
+use serde_json::json;
+use stepwell_compiler::DOCUMENT_BYTES_MAX;
+use stepwell_core::{Digest, GraphSpec, WorkflowName};
+use utoipa::ToSchema;
 
 use super::App;
 use super::auth::{Segments, Tenant};
@@ -13,6 +17,7 @@ use super::problem::{self, Problem, ProblemBody};
 use super::wire::{Page, VersionBody, WorkflowBody};
 use crate::clock;
 use crate::journal::catalog::VersionRecord;
+use crate::sandbox::CompiledGraph;
 use crate::sandbox::limits::COMPONENT_BYTES_MAX;
 
 fn unknown_workflow() -> Problem {
@@ -24,14 +29,16 @@ pub(super) fn name(text: &str) -> Result<WorkflowName, Problem> {
     text.parse().map_err(|_| unknown_workflow())
 }
 
-/// Stores a version of a workflow and makes it the one that new runs get.
+/// Stores a version of a workflow and makes it the one that new runs get. A graph is compiled first; the version is the
+/// component that came of it, so the same graph is the same version.
 #[utoipa::path(post, path = "/v1/workflows/{name}/versions", tag = "workflows",
     params(("name" = String, Path, description = "The workflow's name.")),
-    request_body(content = Vec<u8>, content_type = "application/wasm", description = "A component, at most 16 MiB."),
+    request_body(description = "A component, at most 16 MiB, or with `content-type: application/json` a graph document, at most 4 MiB (see `/v1/schemas/graph.json`).",
+        content((Vec<u8> = "application/wasm"), (serde_json::Value = "application/json"))),
     responses(
         (status = 201, description = "The version is stored.", body = VersionBody),
         (status = 413, description = "`too_large`", body = ProblemBody),
-        (status = 422, description = "`not_a_component`, `core_module`, `invalid_component`, `forbidden_imports`, `wrong_exports`, `incompatible_component`, `describe_failed`, `invalid_graph`, `compile_limit`, `invalid_name`", body = ProblemBody),
+        (status = 422, description = "`not_a_component`, `core_module`, `invalid_component`, `forbidden_imports`, `wrong_exports`, `incompatible_component`, `describe_failed`, `invalid_graph` (with all `problems`), `compile_limit`, `invalid_name`, `unknown_delegate`", body = ProblemBody),
     ))]
 pub(super) async fn deploy(
     State(app): State<App>,
@@ -41,13 +48,21 @@ pub(super) async fn deploy(
     body: Body,
 ) -> Result<Response, Problem> {
     let name: WorkflowName = name.parse().map_err(|error| Problem::invalid("invalid_name", format!("{error}")))?;
-    let component = problem::body(&headers, body, COMPONENT_BYTES_MAX).await?;
-    let inspection = app.sandbox.inspect(component.clone()).await?;
+    let (component, inspection) = if is_json(&headers) {
+        let document = problem::body(&headers, body, DOCUMENT_BYTES_MAX).await?;
+        let CompiledGraph { component, inspection } = app.sandbox.compile_graph(document).await?;
+        (component, inspection)
+    } else {
+        let component = problem::body(&headers, body, COMPONENT_BYTES_MAX).await?;
+        let inspection = app.sandbox.inspect(component.clone()).await?;
+        (component, inspection)
+    };
+    let delegates = delegates(&app, &tenant, &inspection.graph)?;
     let record = VersionRecord {
         version: inspection.version,
         created_at: clock::now(),
         size_bytes: inspection.size_bytes,
-        imports: inspection.imports,
+        imports: with_delegates(inspection.imports, &delegates),
         graph: inspection.graph,
     };
     let record = app.journal.put_version(&tenant.0, &name, record, component).await?;
@@ -58,6 +73,114 @@ pub(super) async fn deploy(
         response.headers_mut().insert(header::LOCATION, location);
     }
     Ok(response)
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    kind.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("application/json")
+}
+
+/// The versions whose nodes a graph delegates to. All of them are the tenant's and have these nodes.
+fn delegates(app: &App, tenant: &Tenant, graph: &GraphSpec) -> Result<Vec<VersionRecord>, Problem> {
+    let mut found: Vec<VersionRecord> = Vec::new();
+    let mut problems = Vec::new();
+    for node in &graph.nodes {
+        let Some(delegate) = &node.delegates_to else { continue };
+        let record = match (delegate.workflow.parse(), delegate.version.parse()) {
+            (Ok(workflow), Ok(version)) => app.journal.version(&tenant.0, &workflow, &version)?,
+            _ => None,
+        };
+        let target = record.as_ref().map(|record| record.graph.nodes.iter().find(|other| other.id == delegate.node));
+        let message = match target {
+            None => format!("there is no version {} of a workflow `{}`", delegate.version, delegate.workflow),
+            Some(None) => format!("the workflow `{}` has no node `{}`", delegate.workflow, delegate.node),
+            Some(Some(other)) if other.opens.is_some() || other.closes.is_some() || other.delegates_to.is_some() => {
+                format!("the node `{}` opens, closes or delegates, and cannot stand for itself", delegate.node)
+            }
+            Some(Some(_)) => {
+                found.extend(record);
+                continue;
+            }
+        };
+        problems.push(json!({ "node": node.id, "field": "workflow", "code": "unknown_delegate", "message": message }));
+    }
+    if problems.is_empty() {
+        return Ok(found);
+    }
+    Err(Problem::invalid("unknown_delegate", "the graph delegates to what is not there").with("problems", problems))
+}
+
+/// What a version asks for: what its component imports, and what those import that it delegates to.
+fn with_delegates(mut imports: Vec<String>, delegates: &[VersionRecord]) -> Vec<String> {
+    imports.extend(delegates.iter().flat_map(|record| record.imports.iter().cloned()));
+    imports.sort();
+    imports.dedup();
+    imports
+}
+
+/// What there is to say about a graph document.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct ValidationBody {
+    /// Whether it can be deployed.
+    valid: bool,
+    /// All that is wrong with it.
+    problems: Vec<GraphProblemBody>,
+}
+
+/// One thing that is wrong with a graph.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = GraphProblem)]
+pub(super) struct GraphProblemBody {
+    /// The node it is about.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    node: Option<String>,
+    /// The field it is about: a path within the node, or within the document where there is no node.
+    field: String,
+    /// A stable identifier.
+    code: String,
+    /// A sentence for people.
+    message: String,
+    /// What to do about it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hint: Option<String>,
+}
+
+/// Finds everything that is wrong with a graph document. Nothing is stored.
+#[utoipa::path(post, path = "/v1/graphs/validate", tag = "workflows",
+    request_body(content = serde_json::Value, description = "A graph document, at most 4 MiB."),
+    responses(
+        (status = 200, description = "Whether it can be deployed, and why not.", body = ValidationBody),
+        (status = 413, description = "`too_large`", body = ProblemBody),
+        (status = 422, description = "`compile_limit`", body = ProblemBody),
+    ))]
+pub(super) async fn validate(
+    State(app): State<App>,
+    _: Tenant,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Answer<ValidationBody>, Problem> {
+    let document = problem::body(&headers, body, DOCUMENT_BYTES_MAX).await?;
+    let problems = app.sandbox.check_graph(document).await?;
+    let problems: Vec<GraphProblemBody> = problems
+        .into_iter()
+        .map(|problem| GraphProblemBody {
+            node: problem.node,
+            field: problem.field,
+            code: problem.code,
+            message: problem.message,
+            hint: problem.hint,
+        })
+        .collect();
+    Ok(Answer(ValidationBody { valid: problems.is_empty(), problems }))
+}
+
+/// The JSON Schema of graph documents, for editors. It says less than `/v1/graphs/validate`.
+#[utoipa::path(get, path = "/v1/schemas/graph.json", tag = "workflows", security(()),
+    responses((status = 200, description = "A JSON Schema.", content_type = "application/schema+json")))]
+pub(super) async fn graph_schema() -> Response {
+    let mut response = Answer(stepwell_compiler::document_schema()).into_response();
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/schema+json"));
+    response
 }
 
 /// The tenant's workflows, by name.

@@ -3,12 +3,15 @@
 use std::io::Read;
 use std::path::Path;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use reqwest::Method;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
-use super::{AdminCommand, AdminServer, EXIT_FAILED, EXIT_OK, KeyCommand, Server, TenantCommand, out};
+use super::{
+    AdminCommand, AdminServer, EXIT_FAILED, EXIT_OK, KeyCommand, ProviderCommand, SecretCommand, Server, TenantCommand,
+    out,
+};
 use crate::access::OPERATOR_KEY_FILE;
 use crate::client::{Client, EventLine};
 
@@ -59,13 +62,12 @@ fn text<'a>(value: &'a Value, name: &str) -> &'a str {
 }
 
 pub(super) async fn deploy(server: &Server, name: &str, path: &Path, json: bool) -> anyhow::Result<u8> {
-    if path.extension().is_some_and(|extension| extension == "json") {
-        bail!("{} is a graph document; this version deploys components only", path.display());
-    }
-    let component = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let content = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let is_component = content.starts_with(b"\0asm");
+    let content_type = if is_component { "application/wasm" } else { "application/json" };
     let client = server.client()?;
     let url = format!("/v1/workflows/{}/versions", part(name));
-    let upload = client.upload(&url, "application/wasm", component.into());
+    let upload = client.upload(&url, content_type, content.into());
     let version = out::with_progress("compiling", upload).await?;
     if json {
         out::json(&version);
@@ -236,6 +238,64 @@ pub(super) async fn admin(command: AdminCommand) -> anyhow::Result<u8> {
         AdminCommand::Key(KeyCommand::Revoke { id, server }) => {
             server.client()?.json(Method::POST, &format!("/v1/admin/keys/{}/revoke", part(&id)), None).await?;
             out::note(format_args!("revoked {id}"));
+        }
+    }
+    Ok(EXIT_OK)
+}
+
+/// Entries of a listing, one line each.
+async fn list(server: &Server, path: &str, line: impl Fn(&Value) -> String) -> anyhow::Result<()> {
+    let page = server.client()?.json(Method::GET, path, None).await?;
+    for entry in page.get("data").and_then(Value::as_array).into_iter().flatten() {
+        out::line(line(entry));
+    }
+    Ok(())
+}
+
+pub(super) async fn secret(command: SecretCommand) -> anyhow::Result<u8> {
+    match command {
+        SecretCommand::Set { name, hosts, server } => {
+            let mut value = String::new();
+            std::io::stdin().read_to_string(&mut value).context("cannot read the secret from standard input")?;
+            let body = json!({ "value": value.trim_end_matches(['\r', '\n']), "hosts": hosts });
+            server.client()?.json(Method::PUT, &format!("/v1/secrets/{}", part(&name)), Some(&body)).await?;
+            out::note(format_args!("set {name}"));
+        }
+        SecretCommand::List { server } => {
+            let hosts = |secret: &Value| {
+                let hosts = secret.get("hosts").and_then(Value::as_array).into_iter().flatten();
+                hosts.filter_map(Value::as_str).collect::<Vec<_>>().join(", ")
+            };
+            let line = |secret: &Value| {
+                format!("{:<40}  {}  {}", text(secret, "name"), text(secret, "updated_at"), hosts(secret))
+            };
+            list(&server, "/v1/secrets", line).await?;
+        }
+        SecretCommand::Delete { name, server } => {
+            server.client()?.json(Method::DELETE, &format!("/v1/secrets/{}", part(&name)), None).await?;
+            out::note(format_args!("deleted {name}"));
+        }
+    }
+    Ok(EXIT_OK)
+}
+
+pub(super) async fn provider(command: ProviderCommand) -> anyhow::Result<u8> {
+    match command {
+        ProviderCommand::Set { name, kind, base_url, secret, server } => {
+            let body = json!({ "kind": kind, "base_url": base_url, "secret": secret });
+            server.client()?.json(Method::PUT, &format!("/v1/providers/{}", part(&name)), Some(&body)).await?;
+            out::note(format_args!("set up {name}"));
+        }
+        ProviderCommand::List { server } => {
+            let line = |provider: &Value| {
+                let field = |name| text(provider, name);
+                format!("{:<40}  {:<10}  {}", field("name"), field("kind"), field("base_url"))
+            };
+            list(&server, "/v1/providers", line).await?;
+        }
+        ProviderCommand::Delete { name, server } => {
+            server.client()?.json(Method::DELETE, &format!("/v1/providers/{}", part(&name)), None).await?;
+            out::note(format_args!("forgot {name}"));
         }
     }
     Ok(EXIT_OK)

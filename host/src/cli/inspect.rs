@@ -1,16 +1,18 @@
-//! `stepwell inspect`: what a component is and may ask for, found out in the sandbox, without a server.
+//! `stepwell compile` and `stepwell inspect`: graphs to components, and what a component is and may ask for, found out in
+//! the sandbox, without a server.
 
 use std::path::Path;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use serde_json::json;
+use stepwell_core::graph::Problem;
 
 use super::{EXIT_OK, out};
 use crate::clock;
-use crate::sandbox::{Sandbox, SandboxConfig, compile};
+use crate::sandbox::{Sandbox, SandboxConfig, UploadError, compile};
 
-pub(super) async fn inspect(path: &Path, json: bool) -> anyhow::Result<u8> {
-    let component = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+/// A sandbox for one look, and the folder it keeps code in.
+fn sandbox() -> anyhow::Result<(Sandbox, tempfile::TempDir)> {
     let code_dir = tempfile::tempdir().context("cannot make a folder for compiled code")?;
     let sandbox = Sandbox::new(SandboxConfig {
         slots: 1,
@@ -20,6 +22,36 @@ pub(super) async fn inspect(path: &Path, json: bool) -> anyhow::Result<u8> {
         secret: clock::random_bytes(),
         compiler: compile::this_program(),
     })?;
+    Ok((sandbox, code_dir))
+}
+
+/// `stepwell compile`: a graph document to a component, with all that is wrong with the document.
+pub(super) async fn compile(graph: &Path, output: &Path) -> anyhow::Result<u8> {
+    let document = std::fs::read(graph).with_context(|| format!("cannot read {}", graph.display()))?;
+    let (sandbox, _code_dir) = sandbox()?;
+    let compiled = match out::with_progress("compiling", sandbox.compile_graph(document.into())).await {
+        Err(UploadError::Graph(problems)) => {
+            for problem in &problems {
+                out::note(problem_line(problem));
+            }
+            bail!("{} has {} problem(s)", graph.display(), problems.len());
+        }
+        compiled => compiled?,
+    };
+    std::fs::write(output, &compiled.component).with_context(|| format!("cannot write {}", output.display()))?;
+    out::line(output.display());
+    Ok(EXIT_OK)
+}
+
+fn problem_line(problem: &Problem) -> String {
+    let node = problem.node.as_ref().map(|node| format!("{node} ")).unwrap_or_default();
+    let hint = problem.hint.as_ref().map(|hint| format!("\n{hint}")).unwrap_or_default();
+    out::printable(&format!("  {node}{}: {} ({}){hint}", problem.field, problem.message, problem.code))
+}
+
+pub(super) async fn inspect(path: &Path, json: bool) -> anyhow::Result<u8> {
+    let component = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let (sandbox, _code_dir) = sandbox()?;
     let inspection = out::with_progress("compiling", sandbox.inspect(component.into())).await?;
     let graph = &inspection.graph;
     if json {

@@ -37,6 +37,14 @@ enum Command {
         /// The crate's folder
         path: PathBuf,
     },
+    /// Compiles a graph document to a component
+    Compile {
+        /// The graph document
+        graph: PathBuf,
+        /// Where to write the component
+        #[arg(short, long)]
+        output: PathBuf,
+    },
     /// Shows what a component imports, its graph and its limits
     Inspect {
         /// The component
@@ -45,11 +53,11 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Uploads a component as the new version of a workflow
+    /// Uploads a component or a graph document as the new version of a workflow
     Deploy {
         /// The workflow's name
         name: String,
-        /// The component
+        /// The component, or the graph document
         component: PathBuf,
         /// As JSON
         #[arg(long)]
@@ -134,9 +142,76 @@ enum Command {
         #[command(subcommand)]
         command: AdminCommand,
     },
+    /// Secrets: keys of providers, and what `http` nodes send as authorization
+    #[command(subcommand)]
+    Secret(SecretCommand),
+    /// Providers of language models, besides openai, anthropic and mock
+    #[command(subcommand)]
+    Provider(ProviderCommand),
     /// Reads a component from standard input and writes compiled code to standard output
-    #[command(name = compile::SUBCOMMAND, hide = true)]
+    #[command(name = compile::COMPONENT_SUBCOMMAND, hide = true)]
     CompileComponent,
+    /// Reads a graph from standard input and writes a component and compiled code to standard output
+    #[command(name = compile::GRAPH_SUBCOMMAND, hide = true)]
+    CompileGraph,
+}
+
+#[derive(Debug, Subcommand)]
+enum SecretCommand {
+    /// Sets a secret to what standard input has, without the line break at its end
+    Set {
+        /// The secret's name
+        name: String,
+        /// A host that `http` nodes may send it to, such as api.example.com; can be given several times
+        #[arg(long = "host")]
+        hosts: Vec<String>,
+        #[command(flatten)]
+        server: Server,
+    },
+    /// Lists the names of secrets
+    List {
+        #[command(flatten)]
+        server: Server,
+    },
+    /// Deletes a secret
+    Delete {
+        /// The secret's name
+        name: String,
+        #[command(flatten)]
+        server: Server,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum ProviderCommand {
+    /// Sets up a provider
+    Set {
+        /// What `llm` nodes call it
+        name: String,
+        /// How it is spoken to: openai or anthropic
+        #[arg(long)]
+        kind: String,
+        /// What comes before /chat/completions (openai) or /v1/messages (anthropic)
+        #[arg(long)]
+        base_url: Option<String>,
+        /// The name of the secret that holds its key
+        #[arg(long)]
+        secret: Option<String>,
+        #[command(flatten)]
+        server: Server,
+    },
+    /// Lists the providers that were set up
+    List {
+        #[command(flatten)]
+        server: Server,
+    },
+    /// Forgets a provider
+    Delete {
+        /// The provider's name
+        name: String,
+        #[command(flatten)]
+        server: Server,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -227,8 +302,11 @@ pub fn main() -> ExitCode {
             return ExitCode::from(code);
         }
     };
-    if let Command::CompileComponent = cli.command {
-        return compile::main();
+    // Without a runtime: these do one thing and have little memory to do it in.
+    match cli.command {
+        Command::CompileComponent => return compile::component_main(),
+        Command::CompileGraph => return compile::graph_main(),
+        _ => {}
     }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -250,6 +328,7 @@ async fn dispatch(command: Command) -> anyhow::Result<u8> {
     match command {
         Command::Serve(args) => serve::serve(args).await,
         Command::Build { path } => build::build(&path),
+        Command::Compile { graph, output } => inspect::compile(&graph, &output).await,
         Command::Inspect { component, json } => inspect::inspect(&component, json).await,
         Command::Deploy { name, component, json, server } => commands::deploy(&server, &name, &component, json).await,
         Command::Run { name, input, version, idempotency_key, follow, json, server } => {
@@ -262,7 +341,9 @@ async fn dispatch(command: Command) -> anyhow::Result<u8> {
         Command::RunInfo { id, json, server } => commands::run_info(&server, &id, json).await,
         Command::Events { id, follow, json, server } => commands::events(&server, &id, follow, json).await,
         Command::Cancel { id, reason, server } => commands::cancel(&server, &id, reason).await,
+        Command::Secret(command) => commands::secret(command).await,
+        Command::Provider(command) => commands::provider(command).await,
         Command::Admin { command } => commands::admin(command).await,
-        Command::CompileComponent => Ok(EXIT_USAGE), // handled in `main`, without a runtime
+        Command::CompileComponent | Command::CompileGraph => Ok(EXIT_USAGE), // handled in `main`
     }
 }

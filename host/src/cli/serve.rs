@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use anyhow::Context;
 use axum::serve::ListenerExt;
-use clap::Args;
+use clap::{Args, ValueEnum};
+use stepwell_outbound::{AddressRange, Egress, Outbound, OutboundConfig, Reach};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -16,10 +17,11 @@ use tokio_util::sync::CancellationToken;
 use super::{EXIT_FAILED, EXIT_OK, EXIT_USAGE, out};
 use crate::access::{self, Access, DEV};
 use crate::api::{self, App};
-use crate::driver::{Driver, DriverConfig};
+use crate::driver::{Driver, DriverConfig, Outside};
 use crate::journal::RedbJournal;
 use crate::journal::catalog::TenantRecord;
 use crate::sandbox::{Sandbox, SandboxConfig, compile};
+use crate::vault::Vault;
 use crate::{clock, maintenance};
 
 /// What a stopping server waits for connections that do not end by themselves.
@@ -52,12 +54,27 @@ pub(super) struct ServeArgs {
     /// Seconds that a stopping server waits for steps that are under way
     #[arg(long, env = "STEPWELL_GRACE_SECONDS", default_value_t = 10)]
     grace_seconds: u64,
+    /// Where requests of steps may go: nothing, public (addresses of the internet), or private (those, and the networks
+    /// of one's own) [default: public; with --dev private]
+    #[arg(long, env = "STEPWELL_EGRESS", value_enum)]
+    egress: Option<EgressArg>,
+    /// Addresses that requests of steps may go to in any case, such as 10.1.0.0/16; can be given several times
+    #[arg(long, env = "STEPWELL_EGRESS_ALLOW", value_delimiter = ',')]
+    egress_allow: Vec<AddressRange>,
     /// What is logged: error, warn, info, debug or trace
     #[arg(long, env = "STEPWELL_LOG", default_value = "info")]
     log: tracing::Level,
     /// Logs as JSON, one object a line
     #[arg(long, env = "STEPWELL_LOG_JSON")]
     log_json: bool,
+}
+
+/// Where requests of steps may go.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum EgressArg {
+    Nothing,
+    Public,
+    Private,
 }
 
 pub(super) async fn serve(args: ServeArgs) -> anyhow::Result<u8> {
@@ -113,7 +130,16 @@ async fn serve_until_told(args: ServeArgs) -> anyhow::Result<()> {
         active_runs_per_tenant: args.active_runs_per_tenant.unwrap_or(active_runs - active_runs / 4),
         grace: Duration::from_secs(args.grace_seconds),
     };
-    let driver = Driver::new(Arc::clone(&journal), Arc::clone(&sandbox), &config);
+    let vault = Arc::new(Vault::open(data_dir).context("cannot read or make the key of the secrets")?);
+    let reach = match (args.egress, args.dev) {
+        (Some(EgressArg::Nothing), _) => Reach::Nothing,
+        (Some(EgressArg::Public), _) | (None, false) => Reach::Public,
+        (Some(EgressArg::Private), _) | (None, true) => Reach::PublicAndPrivate,
+    };
+    let egress = Egress { reach, allow: args.egress_allow };
+    let outbound = Outbound::new(OutboundConfig { egress, ..OutboundConfig::default() })?;
+    let outside = Outside { outbound, journal: Arc::clone(&journal), vault: Arc::clone(&vault) };
+    let driver = Driver::new(Arc::clone(&journal), Arc::clone(&sandbox), outside, &config);
 
     let listener = TcpListener::bind(args.listen).await.with_context(|| format!("cannot listen on {}", args.listen))?;
     let address = listener.local_addr()?;
@@ -125,6 +151,7 @@ async fn serve_until_told(args: ServeArgs) -> anyhow::Result<()> {
         driver: driver.clone(),
         sandbox,
         access: Arc::new(access),
+        vault,
         stopping: stopping.clone(),
     };
     let server = axum::serve(listener, api::router(app)).with_graceful_shutdown(stopping.clone().cancelled_owned());

@@ -15,6 +15,7 @@
 //!
 //! Runs share no lock but the registry's, which is split and held for a lookup. Read on: [`run_loop`].
 
+mod outside;
 mod registry;
 mod run_loop;
 mod step_host;
@@ -31,13 +32,14 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub use self::outside::Outside;
 use self::registry::{Inbox, Messages, Registry};
 use self::run_loop::{Beginning, Message, RunLoop};
 pub(crate) use self::run_loop::{artifact_id, read_payload};
 use crate::clock;
 use crate::journal::{Created, IdempotencyKey, Journal, JournalError, RedbJournal};
 use crate::permits::Permits;
-use crate::sandbox::Sandbox;
+use crate::sandbox::{CheckInputError, InputProblem, Sandbox};
 
 /// Graphs kept in memory for new runs; a run under way keeps its own alive.
 const GRAPHS_MAX: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
@@ -67,6 +69,7 @@ pub struct Driver {
 struct Shared {
     journal: Arc<RedbJournal>,
     sandbox: Arc<Sandbox>,
+    outside: Outside,
     registry: Registry,
     graphs: Mutex<LruCache<(TenantId, WorkflowName, Digest), Arc<Graph>>>,
     room: Permits,
@@ -99,6 +102,12 @@ pub enum StartError {
     /// The journal did not take it.
     #[error("the run could not be recorded")]
     Journal(#[from] JournalError),
+    /// The workflow says what is wrong with the input.
+    #[error("the input has {} problem(s), the first: {}", .0.len(), .0.first().map(|p| p.message.as_str()).unwrap_or_default())]
+    InvalidInput(Vec<InputProblem>),
+    /// The workflow could not say whether the input is right.
+    #[error(transparent)]
+    CheckInput(#[from] CheckInputError),
     /// A stored graph is not valid.
     #[error("the graph of version {0} is damaged")]
     Graph(Digest),
@@ -124,10 +133,11 @@ pub enum CancelError {
 impl Driver {
     /// A driver that drives nothing yet: see [`recover`](Self::recover).
     #[must_use]
-    pub fn new(journal: Arc<RedbJournal>, sandbox: Arc<Sandbox>, config: &DriverConfig) -> Self {
+    pub fn new(journal: Arc<RedbJournal>, sandbox: Arc<Sandbox>, outside: Outside, config: &DriverConfig) -> Self {
         let shared = Shared {
             journal,
             sandbox,
+            outside,
             registry: Registry::default(),
             graphs: Mutex::new(LruCache::new(GRAPHS_MAX)),
             room: Permits::new(config.active_runs_max, config.active_runs_per_tenant),
@@ -171,6 +181,14 @@ impl Driver {
         let record = record.ok_or_else(|| StartError::UnknownWorkflow(workflow.clone()))?;
         let version = version.unwrap_or(record.latest);
         let graph = shared.graph(tenant, workflow, version)?;
+        if graph.spec().input_schema.is_some() {
+            let (journal, owner) = (Arc::clone(&shared.journal), tenant.clone());
+            let component = Box::new(move || journal.component(&owner, &version).ok().flatten());
+            let problems = shared.sandbox.check_input(version, component, input.clone()).await?;
+            if !problems.is_empty() {
+                return Err(StartError::InvalidInput(problems));
+            }
+        }
 
         let key = RunKey { tenant: tenant.clone(), run: clock::run_id() };
         let (reply, answer) = oneshot::channel();

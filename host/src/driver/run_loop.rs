@@ -540,7 +540,14 @@ impl RunLoop {
             return;
         }
         let (inbox, stopping) = (self.inbox.clone(), self.shared.stopping.clone());
-        let host = Arc::new(LoopHost { inbox, stopping, step: step.clone(), attempt });
+        let host = Arc::new(LoopHost {
+            inbox,
+            stopping,
+            tenant: self.key.tenant.clone(),
+            step: step.clone(),
+            attempt,
+            outside: self.shared.outside.clone(),
+        });
         let (key, journal) = (self.key.clone(), Arc::clone(&self.shared.journal));
         let job = {
             let (key, journal, step) = (key.clone(), Arc::clone(&journal), step.clone());

@@ -4,21 +4,25 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use stepwell_core::event::LogLevel;
-use stepwell_core::{Json, Seq, StepId};
+use stepwell_core::{Json, Seq, StepId, TenantId};
+use stepwell_outbound::{Completion, HttpError, HttpRequest, HttpResponse, LlmRequest};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
+use super::outside::Outside;
 use super::registry::Inbox;
 use super::run_loop::Message;
-use crate::sandbox::{HostRefusal, StepHost, StoredArtifact};
+use crate::sandbox::{Authorization, CompletionError, HostRefusal, StepHost, StoredArtifact};
 
 /// The host's side of one attempt.
 pub(super) struct LoopHost {
     pub(super) inbox: Inbox,
     /// Whether the host is on its way down.
     pub(super) stopping: CancellationToken,
+    pub(super) tenant: TenantId,
     pub(super) step: StepId,
     pub(super) attempt: u32,
+    pub(super) outside: Outside,
 }
 
 impl LoopHost {
@@ -48,6 +52,23 @@ impl StepHost for LoopHost {
         let (reply, answer) = oneshot::channel();
         let message = Message::Log { step: self.step.clone(), attempt: self.attempt, level, message, reply };
         self.ask(message, answer).boxed()
+    }
+
+    fn send(
+        &self,
+        request: HttpRequest,
+        authorization: Option<Authorization>,
+    ) -> BoxFuture<'_, Result<HttpResponse, HttpError>> {
+        self.outside.send(&self.tenant, request, authorization).boxed()
+    }
+
+    fn complete(
+        &self,
+        provider: String,
+        request: LlmRequest,
+        topic: Option<String>,
+    ) -> BoxFuture<'_, Result<Completion, CompletionError>> {
+        async move { self.outside.complete(&self.tenant, self, &provider, &request, topic).await }.boxed()
     }
 
     fn store_artifact(

@@ -1,11 +1,14 @@
-//! What is not a run: tenants, their API keys, workflows and versions. Kept in the journal's file and written by its
+//! What is not a run: tenants, their API keys, workflows and versions, secrets and providers. Kept in the journal's file and written by its
 //! writer, so that one file and one order hold everything.
+
+use std::collections::BTreeMap;
 
 use ::redb::{ReadableTable, TableDefinition, TableHandle};
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use stepwell_core::{Digest, GraphSpec, TenantId, Timestamp, WorkflowName};
+use utoipa::ToSchema;
 
 use super::redb::{RedbJournal, parse, storage, to_json};
 use super::writer::{Bytes2Bytes, put_content};
@@ -20,8 +23,13 @@ const WORKFLOWS: Bytes2Bytes = TableDefinition::new("workflows");
 /// (tenant, workflow, version) → its record.
 const VERSIONS: Bytes2Bytes = TableDefinition::new("versions");
 
+/// (tenant, name) → a secret's record.
+const SECRETS: Bytes2Bytes = TableDefinition::new("secrets");
+/// (tenant, name) → a provider's record.
+const PROVIDERS: Bytes2Bytes = TableDefinition::new("providers");
+
 /// All of them.
-pub(super) const TABLES: &[Bytes2Bytes] = &[TENANTS, API_KEYS, WORKFLOWS, VERSIONS];
+pub(super) const TABLES: &[Bytes2Bytes] = &[TENANTS, API_KEYS, WORKFLOWS, VERSIONS, SECRETS, PROVIDERS];
 
 /// A tenant.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,7 +86,146 @@ pub struct VersionRecord {
     pub graph: GraphSpec,
 }
 
+/// A secret, sealed (see `vault.rs`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SecretRecord {
+    /// Its name.
+    pub name: String,
+    /// The hosts that an `http` node may send it to, such as `api.example.com` or `*.example.com`.
+    pub hosts: Vec<String>,
+    /// When it was first set.
+    pub created_at: Timestamp,
+    /// When it was last set.
+    pub updated_at: Timestamp,
+    /// The sealed value.
+    pub sealed: String,
+}
+
+/// A provider of language models.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ProviderRecord {
+    /// Its name.
+    pub name: String,
+    /// How it is spoken to.
+    pub kind: ProviderKindRecord,
+    /// What comes before `/chat/completions` or `/v1/messages`; without it, the address of whoever invented the protocol.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base_url: Option<String>,
+    /// The name of the secret that holds its key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret: Option<String>,
+    /// By model.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub prices: BTreeMap<String, PriceRecord>,
+}
+
+/// How a provider is spoken to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ProviderKindRecord {
+    /// Chat completions, by OpenAI and many who are compatible.
+    Openai,
+    /// Messages, by Anthropic.
+    Anthropic,
+    /// Made up by the host, without a network.
+    Mock,
+}
+
+/// What a model costs, in US dollars for a million tokens, with at most six places.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PriceRecord {
+    /// For what it reads.
+    pub input_usd_per_mtok: f64,
+    /// For what it writes.
+    pub output_usd_per_mtok: f64,
+}
+
+impl ProviderRecord {
+    /// The providers that every tenant has, unless it sets up one of the same name.
+    #[must_use]
+    pub fn built_in(name: &str) -> Option<Self> {
+        let (kind, secret) = match name {
+            "openai" => (ProviderKindRecord::Openai, Some("OPENAI_API_KEY")),
+            "anthropic" => (ProviderKindRecord::Anthropic, Some("ANTHROPIC_API_KEY")),
+            "mock" => (ProviderKindRecord::Mock, None),
+            _ => return None,
+        };
+        let secret = secret.map(str::to_owned);
+        Some(Self { name: name.to_owned(), kind, base_url: None, secret, prices: BTreeMap::new() })
+    }
+}
+
 impl RedbJournal {
+    /// Stores a secret in place of one with the same name, whose `created_at` it keeps.
+    pub async fn put_secret(&self, tenant: &TenantId, mut record: SecretRecord) -> Result<SecretRecord, JournalError> {
+        let key = keys::named(tenant, &record.name);
+        self.write(move |transaction| {
+            let mut table = transaction.open_table(SECRETS).map_err(storage("open the secrets"))?;
+            let known = table.get(key.as_slice()).map_err(storage("look for a secret"))?;
+            let known =
+                known.map(|value| parse::<SecretRecord>(value.value(), || "a secret".to_owned())).transpose()?;
+            if let Some(known) = known {
+                record.created_at = known.created_at;
+            }
+            let value = to_json(&record, "a secret")?;
+            table.insert(key.as_slice(), value.as_slice()).map_err(storage("write a secret"))?;
+            Ok(record)
+        })
+        .await
+    }
+
+    /// A secret.
+    pub fn secret_record(&self, tenant: &TenantId, name: &str) -> Result<Option<SecretRecord>, JournalError> {
+        self.one(SECRETS, &keys::named(tenant, name))
+    }
+
+    /// A tenant's secrets, by name.
+    pub fn secret_records(&self, tenant: &TenantId) -> Result<Vec<SecretRecord>, JournalError> {
+        self.all(SECRETS, keys::of_tenant(tenant))
+    }
+
+    /// Deletes a secret. `false` when there is none.
+    pub async fn delete_secret(&self, tenant: &TenantId, name: &str) -> Result<bool, JournalError> {
+        self.delete(SECRETS, keys::named(tenant, name)).await
+    }
+
+    /// Stores a provider in place of one with the same name.
+    pub async fn put_provider(&self, tenant: &TenantId, record: &ProviderRecord) -> Result<(), JournalError> {
+        let key = keys::named(tenant, &record.name);
+        let value = to_json(record, "a provider")?;
+        self.write(move |transaction| {
+            let mut table = transaction.open_table(PROVIDERS).map_err(storage("open the providers"))?;
+            table.insert(key.as_slice(), value.as_slice()).map_err(storage("write a provider"))?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// A provider that the tenant has set up.
+    pub fn provider(&self, tenant: &TenantId, name: &str) -> Result<Option<ProviderRecord>, JournalError> {
+        self.one(PROVIDERS, &keys::named(tenant, name))
+    }
+
+    /// The providers that a tenant has set up, by name.
+    pub fn providers(&self, tenant: &TenantId) -> Result<Vec<ProviderRecord>, JournalError> {
+        self.all(PROVIDERS, keys::of_tenant(tenant))
+    }
+
+    /// Deletes a provider. `false` when there is none.
+    pub async fn delete_provider(&self, tenant: &TenantId, name: &str) -> Result<bool, JournalError> {
+        self.delete(PROVIDERS, keys::named(tenant, name)).await
+    }
+
+    async fn delete(&self, table: Bytes2Bytes, key: Vec<u8>) -> Result<bool, JournalError> {
+        self.write(move |transaction| {
+            let mut table = transaction.open_table(table).map_err(storage("open a table"))?;
+            let found = table.remove(key.as_slice()).map_err(storage("delete an entry"))?;
+            Ok(found.is_some())
+        })
+        .await
+    }
+
     /// Creates a tenant. `false` when there is one of this id already; then nothing has changed.
     pub async fn create_tenant(&self, tenant: TenantRecord) -> Result<bool, JournalError> {
         let key = tenant.id.as_str().as_bytes().to_vec();

@@ -79,6 +79,11 @@ pub(super) fn idempotency(tenant: &TenantId, workflow: &WorkflowName, key_hash: 
     bytes
 }
 
+/// Something of a tenant that has a name.
+pub(super) fn named(tenant: &TenantId, name: &str) -> Vec<u8> {
+    texts(&[tenant.as_str(), name])
+}
+
 /// A workflow.
 pub(super) fn workflow(tenant: &TenantId, workflow: &WorkflowName) -> Vec<u8> {
     texts(&[tenant.as_str(), workflow.as_str()])

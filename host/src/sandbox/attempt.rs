@@ -11,8 +11,9 @@ use super::code::Loaded;
 use super::end::{Ended, TimedOut, classify, permanent, unavailable};
 use super::generated::exports::stepwell::workflow::steps::{self, Graph, StepContext};
 use super::limits::{
-    ARTIFACTS_BYTES_MAX, ARTIFACTS_MAX, Allowance, DESCRIBE_LIMITS, FAILURE_MESSAGE_BYTES_MAX, HOST_CALL_BYTES_MAX,
-    INPUT_PROBLEMS_MAX, LOG_BYTES_MAX, LOG_LINES_MAX, MemoryLimiter, UPDATES_BYTES_MAX, UPDATES_MAX,
+    ARTIFACTS_BYTES_MAX, ARTIFACTS_MAX, Allowance, COMPLETIONS_BYTES_MAX, COMPLETIONS_MAX, DESCRIBE_LIMITS,
+    FAILURE_MESSAGE_BYTES_MAX, HOST_CALL_BYTES_MAX, INPUT_PROBLEMS_MAX, LOG_BYTES_MAX, LOG_LINES_MAX, MemoryLimiter,
+    REQUESTS_BYTES_MAX, REQUESTS_MAX, UPDATES_BYTES_MAX, UPDATES_MAX,
 };
 use super::upload::Denied;
 use super::{AttemptEnd, InputProblem, Job, StepHost};
@@ -26,6 +27,8 @@ pub(super) struct AttemptState {
     /// Whether the line that says that lines were dropped has been written.
     pub(super) logs_ended: bool,
     pub(super) artifacts: Allowance,
+    pub(super) requests: Allowance,
+    pub(super) completions: Allowance,
 }
 
 /// Where the work of a step is done that delegates.
@@ -150,6 +153,8 @@ fn store(engine: &Engine, host: Arc<dyn StepHost>, limits: Limits) -> wasmtime::
         logs: Allowance::new(LOG_LINES_MAX, LOG_BYTES_MAX),
         logs_ended: false,
         artifacts: Allowance::new(ARTIFACTS_MAX, ARTIFACTS_BYTES_MAX),
+        requests: Allowance::new(REQUESTS_MAX, REQUESTS_BYTES_MAX),
+        completions: Allowance::new(COMPLETIONS_MAX, COMPLETIONS_BYTES_MAX),
     };
     let mut store = Store::new(engine, state);
     store.limiter(|state| &mut state.memory);

@@ -101,14 +101,30 @@ impl Code {
 
     /// Compiles a component. Nothing is kept of it yet: it may still be refused.
     pub(super) async fn compile(&self, sandbox: &Sandbox, bytes: Bytes) -> Result<Compiled, CodeError> {
-        let code = sandbox.compiler.compile(bytes).await?;
+        self.of_process(sandbox.compiler.component(bytes).await?)
+    }
+
+    /// Code that a compiling process has just made.
+    pub(super) fn of_process(&self, code: Vec<u8>) -> Result<Compiled, CodeError> {
         let component = self.deserialize(&code).map_err(|error| CodeError::Link(format!("{error:#}")))?;
         Ok(Compiled { component, code })
     }
 
+    /// What is the same for all graphs, from disk.
+    pub(super) fn read_kit(&self, name: Digest) -> Option<Bytes> {
+        self.read_signed(&self.kit_path(name), name).map(Bytes::from)
+    }
+
+    /// Keeps it on disk. What cannot be kept is made again after the next start.
+    pub(super) fn keep_kit(&self, name: Digest, kit: &[u8]) {
+        if let Err(error) = self.write(&self.kit_path(name), name, kit) {
+            tracing::warn!(%error, "what the compiler prepared could not be kept on disk");
+        }
+    }
+
     /// Keeps compiled code on disk. What cannot be kept is compiled again next time.
     pub(super) fn keep(&self, version: Digest, compiled: &Compiled) {
-        if let Err(error) = self.write(version, &compiled.code) {
+        if let Err(error) = self.write(&self.path(version), version, &compiled.code) {
             tracing::warn!(%version, %error, "compiled code could not be kept on disk");
         }
     }
@@ -122,21 +138,8 @@ impl Code {
 
     fn read(&self, version: Digest) -> Option<Component> {
         let path = self.path(version);
-        let bytes = match fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
-            Err(error) => {
-                tracing::warn!(path = %path.display(), %error, "compiled code could not be read; it is compiled anew");
-                return None;
-            }
-        };
-        let signed = bytes.split_first_chunk::<MAC_BYTES>();
-        let code = signed.and_then(|(mac, code)| self.mac(version, code).verify_slice(mac).is_ok().then_some(code));
-        let Some(code) = code else {
-            tracing::warn!(path = %path.display(), "compiled code does not carry this host's signature; it is compiled anew");
-            return None;
-        };
-        match self.deserialize(code) {
+        let code = self.read_signed(&path, version)?;
+        match self.deserialize(&code) {
             Ok(component) => Some(component),
             Err(error) => {
                 tracing::warn!(path = %path.display(), %error, "compiled code is for another engine; it is compiled anew");
@@ -145,12 +148,31 @@ impl Code {
         }
     }
 
-    fn write(&self, version: Digest, code: &[u8]) -> io::Result<()> {
+    /// What a file holds, if this host has written it under this name.
+    fn read_signed(&self, path: &Path, name: Digest) -> Option<Vec<u8>> {
+        let mut bytes = match fs::read(path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "compiled code could not be read; it is compiled anew");
+                return None;
+            }
+        };
+        let signed = bytes.split_first_chunk::<MAC_BYTES>();
+        if !signed.is_some_and(|(mac, code)| self.mac(name, code).verify_slice(mac).is_ok()) {
+            tracing::warn!(path = %path.display(), "compiled code does not carry this host's signature; it is compiled anew");
+            return None;
+        }
+        bytes.drain(..MAC_BYTES);
+        Some(bytes)
+    }
+
+    fn write(&self, path: &Path, name: Digest, code: &[u8]) -> io::Result<()> {
         let mut file = tempfile::NamedTempFile::new_in(&self.dir)?;
-        file.write_all(&self.mac(version, code).finalize().into_bytes())?;
+        file.write_all(&self.mac(name, code).finalize().into_bytes())?;
         file.write_all(code)?;
         file.as_file().sync_data()?;
-        file.persist(self.path(version))?;
+        file.persist(path)?;
         Ok(())
     }
 
@@ -170,12 +192,16 @@ impl Code {
         self.dir.join(format!("{version}.cwasm"))
     }
 
-    fn mac(&self, version: Digest, code: &[u8]) -> Hmac<Sha256> {
+    fn kit_path(&self, name: Digest) -> PathBuf {
+        self.dir.join(format!("{name}.kit"))
+    }
+
+    fn mac(&self, name: Digest, code: &[u8]) -> Hmac<Sha256> {
         #[expect(clippy::expect_used, reason = "HMAC takes keys of any length")]
         let mut mac = Hmac::<Sha256>::new_from_slice(&self.secret).expect("HMAC takes keys of any length");
         mac.update(b"stepwell compiled code 1");
         mac.update(&self.engine_hash.to_be_bytes());
-        mac.update(version.as_bytes());
+        mac.update(name.as_bytes());
         mac.update(code);
         mac
     }

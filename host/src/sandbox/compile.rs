@@ -1,5 +1,8 @@
-//! Compiling in a process of its own, with limits on memory and time. A component that makes the compiler run for ever
-//! or out of memory costs that upload and nothing else.
+//! Compiling in a process of its own, with limits on memory and time. A component or graph that makes the compiler run for
+//! ever or out of memory costs that upload and nothing else.
+//!
+//! Such a process reads its work from standard input and writes what came of it to standard output. What a component is
+//! compiled to is code that will run in this process, so the program that compiles must be this one.
 
 use std::io::{Read, Write};
 use std::path::PathBuf;
@@ -12,19 +15,23 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
 use tokio::sync::Semaphore;
 
-use super::engine;
 use super::limits::COMPONENT_BYTES_MAX;
+use super::{engine, graph};
 
-/// The subcommand under which the program compiles.
-pub const SUBCOMMAND: &str = "compile-component";
-/// Address space of a compiling process.
+/// The subcommand under which the program compiles a component.
+pub const COMPONENT_SUBCOMMAND: &str = "compile-component";
+/// The subcommand under which the program compiles a graph.
+pub const GRAPH_SUBCOMMAND: &str = "compile-graph";
+/// Memory that a compiling process may write to.
 const MEMORY_BYTES_MAX: u64 = 4 << 30;
+/// Address space of a compiling process: its memory, and what an instance that loads a graph reserves.
+const ADDRESS_SPACE_BYTES_MAX: u64 = 32 << 30;
 /// Processor time of a compiling process.
 const CPU_SECONDS_MAX: u64 = 60;
 /// Time that a compiling process may take.
 const TIMEOUT: Duration = Duration::from_secs(90);
-/// Compiled code of one component: some ten times the size of the largest one.
-const CODE_BYTES_MAX: u64 = 256 << 20;
+/// What one process may make: compiled code has some ten times the size of its component.
+const MADE_BYTES_MAX: u64 = 256 << 20;
 /// Bytes of an error message.
 const MESSAGE_BYTES_MAX: u64 = 4 << 10;
 /// The exit code that says: the component is at fault, and standard error says why.
@@ -63,11 +70,16 @@ impl Compiler {
     }
 
     /// Compiled code for a component.
-    pub(super) async fn compile(&self, component: Bytes) -> Result<Vec<u8>, CompileError> {
+    pub(super) async fn component(&self, component: Bytes) -> Result<Vec<u8>, CompileError> {
+        self.run(COMPONENT_SUBCOMMAND, &[component]).await
+    }
+
+    /// What a compiling process makes of its work.
+    pub(super) async fn run(&self, subcommand: &str, work: &[Bytes]) -> Result<Vec<u8>, CompileError> {
         let unavailable = |error: std::io::Error| CompileError::Unavailable(error.to_string());
         let _turn = self.turn.acquire().await.map_err(|error| CompileError::Unavailable(error.to_string()))?;
         let mut child = Command::new(&self.program)
-            .arg(SUBCOMMAND)
+            .arg(subcommand)
             .env_clear()
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -81,28 +93,32 @@ impl Compiler {
         };
         let talk = async {
             let send = async {
-                // A child that dies early closes its end; its exit code tells more than the failed write.
-                drop(stdin.write_all(&component).await);
+                for part in work {
+                    // A child that dies early closes its end; its exit code tells more than the failed write.
+                    if stdin.write_all(part).await.is_err() {
+                        break;
+                    }
+                }
                 drop(stdin);
             };
-            let (mut code, mut message) = (Vec::new(), Vec::new());
-            let (mut stdout, mut stderr) = (stdout.take(CODE_BYTES_MAX + 1), stderr.take(MESSAGE_BYTES_MAX));
+            let (mut made, mut message) = (Vec::new(), Vec::new());
+            let (mut stdout, mut stderr) = (stdout.take(MADE_BYTES_MAX + 1), stderr.take(MESSAGE_BYTES_MAX));
             let tell = async {
                 stderr.read_to_end(&mut message).await?;
                 // The rest is read too, or the child would wait for someone to read it.
                 tokio::io::copy(&mut stderr.into_inner(), &mut tokio::io::sink()).await
             };
-            let ((), read, told) = tokio::join!(send, stdout.read_to_end(&mut code), tell);
+            let ((), read, told) = tokio::join!(send, stdout.read_to_end(&mut made), tell);
             read?;
             told?;
-            Ok((code, message, child.wait().await?))
+            Ok((made, message, child.wait().await?))
         };
-        let (code, message, status) = match tokio::time::timeout(TIMEOUT, talk).await {
+        let (made, message, status) = match tokio::time::timeout(TIMEOUT, talk).await {
             Ok(answer) => answer.map_err(unavailable)?,
             Err(_elapsed) => return Err(CompileError::Exceeded),
         };
         match status.code() {
-            Some(0) if code.len() as u64 <= CODE_BYTES_MAX => Ok(code),
+            Some(0) if made.len() as u64 <= MADE_BYTES_MAX => Ok(made),
             Some(code) if code == i32::from(EXIT_INVALID) => {
                 Err(CompileError::Invalid(String::from_utf8_lossy(&message).trim().to_owned()))
             }
@@ -111,10 +127,35 @@ impl Compiler {
     }
 }
 
-/// The compiling process: a component on standard input, code on standard output.
-pub fn main() -> ExitCode {
-    match compile_standard_input() {
-        Ok(code) => match std::io::stdout().write_all(&code) {
+/// The compiling process for a component: a component on standard input, code on standard output.
+pub fn component_main() -> ExitCode {
+    run_child(COMPONENT_BYTES_MAX, |component| Ok(engine::compiler(None)?.precompile_component(component)?))
+}
+
+/// The compiling process for a graph, see `graph.rs`.
+pub fn graph_main() -> ExitCode {
+    run_child(graph::WORK_BYTES_MAX, graph::compile)
+}
+
+/// Reads at most so many bytes of work, does it, and writes what came of it.
+fn run_child(work_bytes_max: usize, make: impl FnOnce(&[u8]) -> anyhow::Result<Vec<u8>>) -> ExitCode {
+    let made = || -> anyhow::Result<Vec<u8>> {
+        // Before the first byte from outside is read.
+        let limits = [
+            (Resource::As, ADDRESS_SPACE_BYTES_MAX),
+            (Resource::Data, MEMORY_BYTES_MAX),
+            (Resource::Cpu, CPU_SECONDS_MAX),
+            (Resource::Core, 0),
+        ];
+        for (resource, most) in limits {
+            setrlimit(resource, Rlimit { current: Some(most), maximum: Some(most) })?;
+        }
+        let mut work = Vec::new();
+        std::io::stdin().take(work_bytes_max as u64 + 1).read_to_end(&mut work)?;
+        make(&work)
+    };
+    match made() {
+        Ok(made) => match std::io::stdout().write_all(&made) {
             Ok(()) => ExitCode::SUCCESS,
             Err(_closed) => ExitCode::FAILURE,
         },
@@ -124,14 +165,4 @@ pub fn main() -> ExitCode {
             ExitCode::from(EXIT_INVALID)
         }
     }
-}
-
-fn compile_standard_input() -> anyhow::Result<Vec<u8>> {
-    // Before the first byte from outside is read.
-    for (resource, most) in [(Resource::As, MEMORY_BYTES_MAX), (Resource::Cpu, CPU_SECONDS_MAX), (Resource::Core, 0)] {
-        setrlimit(resource, Rlimit { current: Some(most), maximum: Some(most) })?;
-    }
-    let mut component = Vec::new();
-    std::io::stdin().take(COMPONENT_BYTES_MAX as u64 + 1).read_to_end(&mut component)?;
-    Ok(engine::compiler()?.precompile_component(&component)?)
 }

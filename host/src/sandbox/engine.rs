@@ -2,9 +2,10 @@
 //! compiles and for the one that runs; the two must agree, and a test loads what the one made into the other.
 
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 
 use wasmtime::{
-    Config, Enabled, Engine, InstanceAllocationStrategy, ModuleVersionStrategy, OperatorCost, OptLevel,
+    CacheStore, Config, Enabled, Engine, InstanceAllocationStrategy, ModuleVersionStrategy, OperatorCost, OptLevel,
     PoolingAllocationConfig, VariableOperatorCost, WasmFeatures,
 };
 
@@ -36,9 +37,13 @@ pub(super) fn runtime(slots: u32) -> anyhow::Result<Engine> {
     Ok(engine)
 }
 
-/// The engine that compiles. It runs nothing.
-pub(super) fn compiler() -> anyhow::Result<Engine> {
-    Ok(Engine::new(&code_generation())?)
+/// The engine that compiles. Compiled functions may be taken from a cache, and are put there.
+pub(super) fn compiler(functions: Option<Arc<dyn CacheStore>>) -> anyhow::Result<Engine> {
+    let mut config = code_generation();
+    if let Some(functions) = functions {
+        config.enable_incremental_compilation(functions)?;
+    }
+    Ok(Engine::new(&config)?)
 }
 
 fn code_generation() -> Config {

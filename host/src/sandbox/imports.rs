@@ -5,23 +5,25 @@
 use bytes::Bytes;
 use stepwell_core::Json;
 use stepwell_core::event::LogLevel;
+use stepwell_outbound::{Completion, HttpError, HttpRequest, HttpResponse, LlmError, LlmRequest, Message, Role};
 use wasmtime::component::{Linker, LinkerInstance, WasmList, WasmStr};
 use wasmtime::{Engine, StoreContextMut, Trap};
 
-use super::HostRefusal;
 use super::attempt::AttemptState;
 use super::generated::stepwell::workflow::artifacts::{Artifact, ArtifactError};
 use super::generated::stepwell::workflow::log::Level;
 use super::generated::stepwell::workflow::publish::PublishError;
+use super::generated::stepwell::workflow::{http, llm};
 use super::limits::{
     ARTIFACT_BYTES_MAX, ARTIFACT_NAME_BYTES_MAX, HOST_CALL_FUEL, LOG_LINE_BYTES_MAX, MEDIA_TYPE_BYTES_MAX,
     RANDOM_BYTES_MAX, UPDATE_BYTES_MAX,
 };
+use super::{Authorization, CompletionError, HostRefusal};
 
 /// Interfaces that only declare types. A component imports them when it uses a type; they permit nothing.
 pub(super) const TYPE_INTERFACES: &[&str] = &["stepwell:workflow/types@0.1.0", "stepwell:workflow/graph@0.1.0"];
 /// What a component may import, and so may ask for.
-pub(super) const INTERFACES: &[&str] = &[PUBLISH, LOG, CLOCK, RANDOM, ARTIFACTS];
+pub(super) const INTERFACES: &[&str] = &[PUBLISH, LOG, CLOCK, RANDOM, ARTIFACTS, HTTP, LLM];
 /// What a component must export, and all that it may.
 pub(super) const EXPORT: &str = "stepwell:workflow/steps@0.1.0";
 
@@ -30,6 +32,8 @@ const LOG: &str = "stepwell:workflow/log@0.1.0";
 const CLOCK: &str = "stepwell:workflow/clock@0.1.0";
 const RANDOM: &str = "stepwell:workflow/random@0.1.0";
 const ARTIFACTS: &str = "stepwell:workflow/artifacts@0.1.0";
+const HTTP: &str = "stepwell:workflow/http@0.1.0";
+const LLM: &str = "stepwell:workflow/llm@0.1.0";
 
 /// All imports there are.
 pub(super) fn linker(engine: &Engine) -> wasmtime::Result<Linker<AttemptState>> {
@@ -42,6 +46,8 @@ pub(super) fn linker(engine: &Engine) -> wasmtime::Result<Linker<AttemptState>> 
     clock(&mut linker.instance(CLOCK)?)?;
     random(&mut linker.instance(RANDOM)?)?;
     artifacts(&mut linker.instance(ARTIFACTS)?)?;
+    http(&mut linker.instance(HTTP)?)?;
+    llm(&mut linker.instance(LLM)?)?;
     Ok(linker)
 }
 
@@ -174,6 +180,100 @@ async fn create_artifact(
         Err(HostRefusal::Cancelled) => Err(ArtifactError::StepCancelled),
         Err(HostRefusal::Unavailable | HostRefusal::UnknownTopic) => Err(ArtifactError::Unavailable),
     }
+}
+
+fn http(interface: &mut Interface<'_>) -> wasmtime::Result<()> {
+    interface.func_wrap_async("send", |mut store: Store<'_>, (request,): (http::Request,)| {
+        Box::new(async move {
+            let size = request.url.len()
+                + request.headers.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>()
+                + request.body.as_ref().map_or(0, Vec::len);
+            charge(&mut store, size)?;
+            let answer = send(&mut store, request, size).await;
+            charge(&mut store, answer.as_ref().map_or(0, |response| response.body.len()))?;
+            Ok((answer,))
+        })
+    })
+}
+
+async fn send(store: &mut Store<'_>, request: http::Request, size: usize) -> Result<http::Response, http::HttpError> {
+    if !store.data_mut().requests.take(size) {
+        return Err(http::HttpError::QuotaExceeded);
+    }
+    let http::Request { method, url, headers, body, authorization, timeout_ms } = request;
+    let authorization =
+        authorization.map(|http::Authorization { secret, header, prefix }| Authorization { secret, header, prefix });
+    let request = HttpRequest { method, url, headers, body: body.map(Bytes::from), timeout_ms };
+    let sent = store.data().host.send(request, authorization).await;
+    sent.map(|HttpResponse { status, headers, body }| http::Response { status, headers, body }).map_err(|error| {
+        match error {
+            HttpError::InvalidRequest(why) => http::HttpError::InvalidRequest(why),
+            HttpError::Denied(why) => http::HttpError::Denied(why),
+            HttpError::Timeout => http::HttpError::Timeout,
+            HttpError::Connection(why) => http::HttpError::Connection(why),
+            HttpError::TooLarge(most) => http::HttpError::TooLarge(most),
+        }
+    })
+}
+
+fn llm(interface: &mut Interface<'_>) -> wasmtime::Result<()> {
+    interface.func_wrap_async("complete", |mut store: Store<'_>, (request,): (llm::Request,)| {
+        Box::new(async move {
+            let size = request.system.as_ref().map_or(0, String::len)
+                + request.schema.as_ref().map_or(0, String::len)
+                + request.messages.iter().map(|message| message.text.len()).sum::<usize>();
+            charge(&mut store, size)?;
+            let answer = complete(&mut store, request, size).await;
+            charge(&mut store, answer.as_ref().map_or(0, |completion| completion.text.len()))?;
+            Ok((answer,))
+        })
+    })
+}
+
+async fn complete(store: &mut Store<'_>, request: llm::Request, size: usize) -> Result<llm::Completion, llm::LlmError> {
+    if !store.data_mut().completions.take(size) {
+        return Err(llm::LlmError::QuotaExceeded);
+    }
+    let message = |message: llm::Message| Message {
+        role: match message.role {
+            llm::Role::User => Role::User,
+            llm::Role::Assistant => Role::Assistant,
+        },
+        text: message.text,
+    };
+    let question = LlmRequest {
+        model: request.model,
+        system: request.system,
+        messages: request.messages.into_iter().map(message).collect(),
+        max_tokens: request.max_tokens,
+        temperature: request.temperature,
+        schema: request.schema,
+        timeout_ms: request.timeout_ms,
+    };
+    let answer = store.data().host.complete(request.provider, question, request.topic).await;
+    let completion = |completion: Completion| llm::Completion {
+        text: completion.text,
+        model: completion.model,
+        stop_reason: completion.stop_reason,
+        input_tokens: completion.input_tokens,
+        output_tokens: completion.output_tokens,
+        cost_micros: completion.cost_micros,
+    };
+    answer.map(completion).map_err(|error| match error {
+        CompletionError::UnknownProvider => llm::LlmError::UnknownProvider,
+        CompletionError::MissingSecret(name) => llm::LlmError::MissingSecret(name),
+        CompletionError::Llm(error) => match error {
+            LlmError::InvalidRequest(why) => llm::LlmError::InvalidRequest(why),
+            LlmError::Denied(why) => llm::LlmError::Denied(why),
+            LlmError::Refused(why) => llm::LlmError::Refused(why),
+            LlmError::Overloaded(wait_ms) => llm::LlmError::Overloaded(wait_ms),
+            LlmError::Timeout => llm::LlmError::Timeout,
+            LlmError::Connection(why) => llm::LlmError::Connection(why),
+            LlmError::TooLarge => llm::LlmError::TooLarge,
+            // The attempt does not count any more; what it makes of this is of no interest.
+            LlmError::Cancelled => llm::LlmError::Connection("the step was cancelled".to_owned()),
+        },
+    })
 }
 
 /// A name that is safe to offer for download and to put into a URL: a relative path that leads nowhere else.

@@ -37,6 +37,14 @@ pub const FAILURE_MESSAGE_BYTES_MAX: usize = 4 << 10;
 pub const FAILURE_DETAILS_BYTES_MAX: usize = 64 << 10;
 /// Random bytes given in one call.
 pub const RANDOM_BYTES_MAX: u32 = 4 << 10;
+/// HTTP requests of one attempt. A step that sends more is a workflow of its own.
+pub const REQUESTS_MAX: u32 = 100;
+/// Bytes of all bodies of an attempt's requests.
+pub const REQUESTS_BYTES_MAX: usize = 64 << 20;
+/// Completions that one attempt may ask for.
+pub const COMPLETIONS_MAX: u32 = 100;
+/// Bytes of all prompts of one attempt.
+pub const COMPLETIONS_BYTES_MAX: usize = 64 << 20;
 /// Labels that one outcome may name: more than a node can have edges to choose from sensibly.
 pub const LABELS_MAX: usize = 1_000;
 

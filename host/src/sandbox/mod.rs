@@ -17,6 +17,7 @@ pub mod compile;
 mod end;
 mod engine;
 mod generated;
+mod graph;
 mod imports;
 pub mod limits;
 mod upload;
@@ -33,10 +34,12 @@ use stepwell_core::decide::Next;
 use stepwell_core::event::LogLevel;
 use stepwell_core::graph::Limits;
 use stepwell_core::{Digest, Failure, Json, NodeId, RunId, Seq, StepId, TenantId, WorkflowName};
+use stepwell_outbound::{Completion, HttpError, HttpRequest, HttpResponse, LlmError, LlmRequest};
 use tokio::runtime::{Handle, Runtime};
 use tokio::sync::Semaphore;
 
 pub use self::code::CodeError;
+pub use self::graph::CompiledGraph;
 pub use self::upload::{Inspection, UploadError};
 use crate::permits::Permits;
 
@@ -143,12 +146,50 @@ pub struct StoredArtifact {
     pub sha256: Digest,
 }
 
+/// A header that the host adds to a request, with a secret in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Authorization {
+    /// The secret's name.
+    pub secret: String,
+    /// The header.
+    pub header: String,
+    /// What stands before the secret.
+    pub prefix: String,
+}
+
+/// Why there is no completion.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CompletionError {
+    /// The tenant has no such provider.
+    #[error("there is no such provider")]
+    UnknownProvider,
+    /// The provider's key is not there.
+    #[error("there is no secret `{0}`")]
+    MissingSecret(String),
+    /// The provider was asked, or was not to be.
+    #[error(transparent)]
+    Llm(#[from] LlmError),
+}
+
 /// Who answers what a step asks for. Limits have been checked before a call reaches it.
 pub trait StepHost: Send + Sync + 'static {
     /// Orders an update and says where it stands. It is final; it need not be durable yet.
     fn publish(&self, topic: String, payload: Json) -> BoxFuture<'_, Result<Seq, HostRefusal>>;
     /// Records a line.
     fn log(&self, level: LogLevel, message: String) -> BoxFuture<'_, Result<(), HostRefusal>>;
+    /// Sends a request.
+    fn send(
+        &self,
+        request: HttpRequest,
+        authorization: Option<Authorization>,
+    ) -> BoxFuture<'_, Result<HttpResponse, HttpError>>;
+    /// Asks a provider's model. With a topic, the answer is published on it while it comes.
+    fn complete(
+        &self,
+        provider: String,
+        request: LlmRequest,
+        topic: Option<String>,
+    ) -> BoxFuture<'_, Result<Completion, CompletionError>>;
     /// Stores a file.
     fn store_artifact(
         &self,
@@ -167,6 +208,7 @@ pub struct Sandbox {
     engine: wasmtime::Engine,
     code: code::Code,
     compiler: compile::Compiler,
+    kit: graph::Kit,
     slots: Permits,
     /// For `describe`, which has slots of its own: it belongs to no run and waits for none.
     describing: Semaphore,
@@ -235,6 +277,7 @@ impl Sandbox {
         Ok(Self {
             code,
             compiler,
+            kit: graph::Kit::new(),
             slots: Permits::new(config.slots as usize, config.slots_per_tenant as usize),
             describing: Semaphore::new(DESCRIBING_MAX as usize),
             guests: runtime.handle().clone(),

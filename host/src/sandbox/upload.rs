@@ -8,16 +8,17 @@ use stepwell_core::event::LogLevel;
 use stepwell_core::graph::{DelegateSpec, EdgeSpec, ItemFailure, Limits, NodeSpec, Problem, ScopeKind};
 use stepwell_core::retry::RetryPolicy;
 use stepwell_core::{Digest, Graph, GraphSpec, Json, Seq};
+use stepwell_outbound::{Completion, HttpError, HttpRequest, HttpResponse, LlmRequest};
 use wasmtime::component::Component;
 use wasmtime::component::types::ComponentItem;
 
-use super::code::CodeError;
+use super::code::{CodeError, Compiled};
 use super::compile::CompileError;
 use super::end::failure_of_error;
 use super::generated::stepwell::workflow::graph as guest;
 use super::imports::{EXPORT, INTERFACES, TYPE_INTERFACES};
 use super::limits::{COMPONENT_BYTES_MAX, DESCRIBE_LIMITS};
-use super::{HostRefusal, Sandbox, StepHost, StoredArtifact, attempt};
+use super::{Authorization, CompletionError, HostRefusal, Sandbox, StepHost, StoredArtifact, attempt};
 
 /// What a component is and asks for.
 #[derive(Debug, Clone)]
@@ -62,6 +63,9 @@ pub enum UploadError {
     /// Its graph has problems.
     #[error("the graph has {} problem(s), the first: {}", .0.len(), .0.first().map(|p| p.message.as_str()).unwrap_or_default())]
     Graph(Vec<Problem>),
+    /// A graph that takes more than there is to load.
+    #[error("the graph could not be compiled within the limits: {0}")]
+    GraphTooMuch(String),
     /// It was too much for the compiler.
     #[error("the component could not be compiled within the limits")]
     CompilerExceeded,
@@ -76,14 +80,23 @@ fn list(names: &[String]) -> String {
 
 pub(super) async fn inspect(sandbox: &Sandbox, bytes: Bytes) -> Result<Inspection, UploadError> {
     check_kind(&bytes)?;
-    let size_bytes = bytes.len() as u64;
-    let version = Digest::from_bytes(Sha256::digest(&bytes).into());
-    let compiled = sandbox.code.compile(sandbox, bytes).await.map_err(|error| match error {
+    let compiled = sandbox.code.compile(sandbox, bytes.clone()).await.map_err(|error| match error {
         CodeError::Compile(CompileError::Invalid(why)) => UploadError::Invalid(why),
         CodeError::Compile(CompileError::Exceeded) => UploadError::CompilerExceeded,
         CodeError::Compile(CompileError::Unavailable(why)) => UploadError::CompilerUnavailable(why),
         CodeError::Gone | CodeError::Link(_) => UploadError::DoesNotFit(error.to_string()),
     })?;
+    inspect_compiled(sandbox, &bytes, compiled).await
+}
+
+/// Checks what there is to check about a component whose code is at hand, and keeps the code.
+pub(super) async fn inspect_compiled(
+    sandbox: &Sandbox,
+    bytes: &[u8],
+    compiled: Compiled,
+) -> Result<Inspection, UploadError> {
+    let size_bytes = bytes.len() as u64;
+    let version = Digest::from_bytes(Sha256::digest(bytes).into());
     let imports = check_type(sandbox, &compiled.component)?;
     let code = sandbox.code.link(&compiled.component).map_err(|error| UploadError::DoesNotFit(error.to_string()))?;
 
@@ -202,6 +215,19 @@ impl StepHost for Denied {
 
     fn log(&self, _: LogLevel, _: String) -> BoxFuture<'_, Result<(), HostRefusal>> {
         async { Err(HostRefusal::Cancelled) }.boxed()
+    }
+
+    fn send(&self, _: HttpRequest, _: Option<Authorization>) -> BoxFuture<'_, Result<HttpResponse, HttpError>> {
+        async { Err(HttpError::Denied("nothing is sent while a workflow is looked at".to_owned())) }.boxed()
+    }
+
+    fn complete(
+        &self,
+        _: String,
+        _: LlmRequest,
+        _: Option<String>,
+    ) -> BoxFuture<'_, Result<Completion, CompletionError>> {
+        async { Err(CompletionError::UnknownProvider) }.boxed()
     }
 
     fn store_artifact(&self, _: String, _: String, _: Bytes) -> BoxFuture<'_, Result<StoredArtifact, HostRefusal>> {

@@ -1,10 +1,12 @@
 //! The graph document: what a builder saves, what the compiler checks, and what the nodes guest interprets.
 //!
 //! Owns: the document's types, from which its JSON Schema is made; how expressions stand in texts ([`template`]); how
-//! durations are written ([`duration`]); what the compiler hands to the guest ([`Program`]).
+//! durations are written ([`duration`]); which JSON Schemas are understood, and what they say ([`json_schema`]); what the
+//! compiler hands to the guest ([`Program`]).
 //! Does not: check anything. A [`Document`] that came through the compiler is valid, any other is not known to be.
 
 pub mod duration;
+pub mod json_schema;
 pub mod template;
 
 use std::collections::BTreeMap;
@@ -129,6 +131,9 @@ impl Kind {
 pub struct Transform {
     /// The node's output: any JSON, with expressions in its strings.
     pub output: Value,
+    /// A topic on which the output is published as well, once for each attempt that comes so far.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub topic: Option<String>,
 }
 
 /// Chooses a way on: the edge whose label is that of the first case that holds. Its output is that label.

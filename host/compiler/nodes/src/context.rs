@@ -50,8 +50,9 @@ impl Context {
             failures: None,
         };
         for (at, (name, text)) in inputs.iter().enumerate() {
-            let value = json::read(text)
-                .map_err(|error| permanent("invalid_input", format!("what is handed over as `{name}` is not JSON: {error}")))?;
+            let value = json::read(text).map_err(|error| {
+                permanent("invalid_input", format!("what is handed over as `{name}` is not JSON: {error}"))
+            })?;
             if Some(at) == failures_at {
                 context.failures = Some(value);
             } else if name == INPUT {

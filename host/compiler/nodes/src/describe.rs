@@ -38,11 +38,9 @@ fn node(node: &Node) -> GraphNode {
             _ => None,
         },
         delegates_to: match &node.work {
-            Work::Component(to) => Some(Delegate {
-                workflow: to.workflow.clone(),
-                version: to.version.clone(),
-                node: to.node.clone(),
-            }),
+            Work::Component(to) => {
+                Some(Delegate { workflow: to.workflow.clone(), version: to.version.clone(), node: to.node.clone() })
+            }
             _ => None,
         },
     }

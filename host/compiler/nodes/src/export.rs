@@ -1,11 +1,13 @@
 //! What the component exports, and where its steps' requests go: the wiring between `wit/` and this crate.
 
+use stepwell_document::json_schema;
+
 use crate::bindings::exports::stepwell::workflow::steps::{Guest, InputProblem};
 use crate::bindings::stepwell::workflow::graph::Graph;
 use crate::bindings::stepwell::workflow::types::{Failure, Outcome, StepContext};
-use crate::bindings::stepwell::workflow::{http, llm};
+use crate::bindings::stepwell::workflow::{http, llm, publish};
 use crate::step::Outside;
-use crate::{describe, failure, schema, specialize, step};
+use crate::{describe, failure, specialize, step};
 
 struct Nodes;
 
@@ -26,12 +28,15 @@ impl Guest for Nodes {
     fn check_input(input: String) -> Vec<InputProblem> {
         let Some(schema) = specialize::program().and_then(|program| program.input.as_ref()) else { return Vec::new() };
         let problems = match serde_json::from_str(&input) {
-            Ok(input) => schema::validate(schema, &input),
+            Ok(input) => json_schema::validate(schema, &input),
             Err(error) => {
-                vec![schema::Problem { pointer: String::new(), message: format!("cannot be read: {error}") }]
+                vec![json_schema::Problem { pointer: String::new(), message: format!("cannot be read: {error}") }]
             }
         };
-        problems.into_iter().map(|problem| InputProblem { pointer: problem.pointer, message: problem.message }).collect()
+        problems
+            .into_iter()
+            .map(|problem| InputProblem { pointer: problem.pointer, message: problem.message })
+            .collect()
     }
 
     fn run_step(ctx: StepContext, inputs: Vec<(String, String)>) -> Result<Outcome, Failure> {
@@ -46,6 +51,10 @@ crate::bindings::export!(Nodes with_types_in crate::bindings);
 struct Imports;
 
 impl Outside for Imports {
+    fn publish(&self, topic: &str, payload: &str) -> Result<u64, publish::PublishError> {
+        publish::publish(topic, payload)
+    }
+
     fn complete(&self, request: &llm::Request) -> Result<llm::Completion, llm::LlmError> {
         llm::complete(request)
     }

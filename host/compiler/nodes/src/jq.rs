@@ -1,7 +1,7 @@
 //! jq expressions: all of a program's compiled together, and each run on its own.
 //!
-//! Owns: which filters there are ([`filters`] has the ones that are not jaq's own), and the rule that an expression has
-//! exactly one value.
+//! Owns: which filters there are ([`filters`] has those that are not jaq's own, [`updates`] the operators that are not),
+//! and the rule that an expression has exactly one value.
 //! Does not: know what an expression is evaluated on, or where it stands.
 //! Invariant: the standard definitions are compiled once however many expressions there are. They are most of the work
 //! and of the memory, and a program may have thousands of expressions.
@@ -12,6 +12,7 @@
 //! an expression cannot reach out of its place; and no expression can say `!entry`, which is no name in jq.
 
 mod filters;
+mod updates;
 
 pub(crate) use filters::percent_encoded;
 
@@ -25,6 +26,8 @@ use jaq_core::load::{Arena, File, Loader};
 use jaq_core::native::{Fun, run};
 use jaq_core::{Bind, Compiler, Ctx, Lut, Vars};
 use jaq_json::Val;
+
+use crate::json;
 
 /// The filter that writes down where its argument is.
 const ENTRY: &str = "!entry";
@@ -70,14 +73,19 @@ impl Expressions {
         let mut invalid = Vec::new();
         for (number, code) in codes.iter().enumerate() {
             match parse(code) {
-                Ok(term) => terms.push(Term::Call(ENTRY, vec![term])),
+                Ok(mut term) => {
+                    updates::rewrite(&mut term);
+                    terms.push(Term::Call(ENTRY, vec![term]));
+                }
                 Err(message) => invalid.push(Invalid { expression: Some(Expression(number)), message }),
             }
         }
         if !invalid.is_empty() {
             return Err(invalid);
         }
-        let Some(table) = all_of(terms) else { return Ok(Self { lut: jaq_core::Filter::default().lut, entries: vec![] }) };
+        let Some(table) = all_of(terms) else {
+            return Ok(Self { lut: jaq_core::Filter::default().lut, entries: vec![] });
+        };
 
         let mut definitions = filters::definitions();
         definitions.push(Def { name: TABLE, args: Vec::new(), body: table });
@@ -88,7 +96,9 @@ impl Expressions {
         let filter = Compiler::default().with_funs(filters::natives().chain([entry()])).compile(modules);
         let filter = filter.map_err(|errors| {
             let undefined = errors.into_iter().flat_map(|(_, undefined)| undefined);
-            undefined.map(|(name, what)| Invalid { expression: origin(codes, name), message: missing(name, &what) }).collect::<Vec<_>>()
+            undefined
+                .map(|(name, what)| Invalid { expression: origin(codes, name), message: missing(name, &what) })
+                .collect::<Vec<_>>()
         })?;
 
         let found = RefCell::new(Vec::with_capacity(codes.len()));
@@ -107,7 +117,7 @@ impl Expressions {
         let own = Ctx::<Jq>::new(Data { lut: &self.lut, found: None }, Vars::new([]));
         let mut values = entry.run((own, context.clone())).map(|value| {
             value.map_err(|exception| match exception.get_err() {
-                Ok(error) => NoValue::Failed(error.to_string()),
+                Ok(error) => NoValue::Failed(json::text(&error.into_val()).unwrap_or_else(str::to_owned)),
                 // Labels cannot be left from outside of them, and there is no filter that ends the program.
                 Err(_) => NoValue::Failed("it was left in the middle".to_owned()),
             })
@@ -152,7 +162,7 @@ fn entry() -> Fun<Jq> {
 }
 
 /// `t0, t1, …`, as a tree that is as flat as can be: its depth is stack, when it is compiled and when it is run.
-fn all_of<'a>(mut terms: Vec<Term<&'a str>>) -> Option<Term<&'a str>> {
+fn all_of(mut terms: Vec<Term<&str>>) -> Option<Term<&str>> {
     if terms.len() < 2 {
         return terms.pop();
     }

@@ -90,7 +90,7 @@ impl Node {
     fn compile(node: document::Node, plan: Plan, templates: &mut Templates) -> Self {
         templates.enter(&node.id);
         let work = match node.kind {
-            Kind::Transform(kind) => Work::Transform(Transform::compile(&kind, templates)),
+            Kind::Transform(kind) => Work::Transform(Transform::compile(kind, templates)),
             Kind::Branch(kind) => Work::Branch(Branch::compile(kind, templates)),
             Kind::Map(kind) => Work::Map(Map::compile(&kind, templates)),
             Kind::Loop(kind) => Work::Loop(Loop::compile(&kind, templates)),
@@ -104,12 +104,12 @@ impl Node {
 }
 
 /// The problems of a program, as the compiler reads them.
-#[cfg_attr(not(target_arch = "wasm32"), allow(dead_code))]
 pub(crate) fn problems_json(problems: &[Problem]) -> String {
     let problems = problems.iter().map(|problem| {
         json!({
-            "node": problem.node,
+            "node": Some(&problem.node).filter(|node| !node.is_empty()),
             "field": problem.field,
+            "code": "invalid_expression",
             "at": problem.at,
             "expression": problem.expression,
             "message": problem.message,

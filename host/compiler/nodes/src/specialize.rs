@@ -1,12 +1,13 @@
 //! How the compiler hands over a program, and where it stays: see the crate's documentation for the order of calls.
 //!
 //! Owns: the one thing that lasts from loading to the steps. Everything else that loading leaves in memory is garbage,
-//! and would be part of every component, so the buffer is zeroed before it is given back.
+//! and is zeroed ([`crate::tidy`]).
 //! Invariant: none of these functions calls an import.
 
 use std::cell::{Cell, RefCell};
 
 use crate::program::{Program, problems_json};
+use crate::tidy;
 
 thread_local! {
     // There is one thread. The program is never dropped: an instance ends as a whole.
@@ -32,11 +33,9 @@ extern "C" fn program_buffer(length: u32) -> *mut u8 {
 /// Loads the program in the buffer and returns how many problems there are.
 #[unsafe(no_mangle)]
 extern "C" fn load_program() -> u32 {
-    let mut buffer = BUFFER.take();
-    let loaded = Program::load(&buffer);
-    buffer.fill(0);
-    // Nobody reads the buffer again, which is no reason to leave the zeros out.
-    std::hint::black_box(&buffer);
+    tidy::set(true);
+    let loaded = Program::load(&BUFFER.take());
+    tidy::set(false);
     match loaded {
         Ok(program) => {
             PROGRAM.set(Some(Box::leak(Box::new(program))));

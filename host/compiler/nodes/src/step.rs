@@ -7,6 +7,7 @@ use jaq_json::Val;
 
 use crate::bindings::stepwell::workflow::http;
 use crate::bindings::stepwell::workflow::llm;
+use crate::bindings::stepwell::workflow::publish;
 use crate::bindings::stepwell::workflow::types::{Failure, Outcome, StepContext};
 use crate::context::Context;
 use crate::failure::{at, permanent};
@@ -17,6 +18,7 @@ use crate::template::{Cause, Template, Wrong};
 
 /// What a step may ask for. In the sandbox these are imports.
 pub(crate) trait Outside {
+    fn publish(&self, topic: &str, payload: &str) -> Result<u64, publish::PublishError>;
     fn complete(&self, request: &llm::Request) -> Result<llm::Completion, llm::LlmError>;
     fn send(&self, request: &http::Request) -> Result<http::Response, http::HttpError>;
 }
@@ -43,7 +45,7 @@ pub(crate) fn run(
     let context = Context::new(program, node, step, inputs)?;
     let step = Step { program, node, context: &context, value: context.clone().value() };
     match &node.work {
-        Work::Transform(work) => work.run(&step),
+        Work::Transform(work) => work.run(&step, outside),
         Work::Branch(work) => work.run(&step),
         Work::Map(work) => work.run(&step),
         Work::Loop(work) => work.run(&step),

@@ -156,7 +156,11 @@ impl Templates {
                 let items = items.iter().enumerate();
                 let items: Vec<_> =
                     items.map(|(number, item)| self.value(&format!("{field}[{number}]"), item)).collect();
-                if items.iter().all(is_literal) { Template::Literal(json::from_document(value)) } else { Template::Array(items) }
+                if items.iter().all(is_literal) {
+                    Template::Literal(json::from_document(value))
+                } else {
+                    Template::Array(items)
+                }
             }
             Value::Object(fields) => {
                 let fields = fields.iter();
@@ -195,7 +199,8 @@ impl Templates {
             });
         }
         if pieces.iter().all(|piece| matches!(piece, Piece::Text(_))) {
-            let whole: String = pieces.iter().map(|piece| if let Piece::Text(text) = piece { text } else { "" }).collect();
+            let whole: String =
+                pieces.iter().map(|piece| if let Piece::Text(text) = piece { text } else { "" }).collect();
             return Template::Literal(Val::from(whole));
         }
         Template::Text(pieces)

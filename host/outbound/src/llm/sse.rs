@@ -194,7 +194,7 @@ mod tests {
     #[test]
     fn an_event_that_does_not_end_is_an_error() {
         let mut parser = Parser::new(10);
-        assert_eq!(parser.push(b"data: 123\ndata: 5\ndata: 78\n"), Ok(Vec::new()));
+        assert_eq!(parser.push(b"data: 123\ndata: 5\ndata: 789\n"), Ok(Vec::new()));
         assert_eq!(parser.push(b"data\n"), Err(SseError::TooLong));
         // The limit is for one event, not for the stream.
         let mut parser = Parser::new(10);

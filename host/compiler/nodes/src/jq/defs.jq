@@ -4,8 +4,13 @@ def toarray: if isarray then . else [.] end;
 def ascii: [.] | implode;
 def trimstr($s): ltrimstr($s) | rtrimstr($s);
 def have_literal_numbers: true;
-def have_decnum: false;
+def have_decnum: true;
 def gamma: lgamma;
+
+def del(f): delpaths([path(f)]);
+def pick(f): . as $whole | reduce path(f) as $path (null; setpath($path; $whole | getpath($path)));
+
+def join($sep): reduce .[] as $x (null; (if . == null then "" else . + $sep end) + ($x | if isstring then . elif . == null then "" elif . < "" then tojson else . end)) // "";
 
 # A pattern may be given together with its flags, as an array.
 def    test($re): if $re | isarray then    test($re[0]; $re[1]) else    test($re; null) end;
@@ -16,10 +21,13 @@ def scan($re; $flags): matches($re; "g" + $flags)[] | map(.string) | if length >
 def scan($re): scan($re; null);
 
 # Rows of tables.
-def cell(f): if isstring then f elif isarray or isobject then error("\(type) cannot be a cell") elif . == null then "" else tojson end;
-def row(f; $sep): if isarray then map(cell(f)) | join($sep) else error("\(type) cannot be a row") end;
-def @csv: row("\"" + gsub("\""; "\"\"") + "\""; ",");
-def @tsv: row(gsub("\\\\"; "\\\\") | gsub("\t"; "\\t") | gsub("\n"; "\\n") | gsub("\r"; "\\r"); "\t");
+def @csv:
+  def cell: if isstring then "\"" + gsub("\""; "\"\"") + "\"" elif . == null then "" elif . < "" then tojson else error("\(type) cannot be a cell") end;
+  if isarray then map(cell) | join(",") else error("\(type) cannot be a row") end;
+def @tsv:
+  def escaped: gsub("\\\\"; "\\\\") | gsub("\t"; "\\t") | gsub("\n"; "\\n") | gsub("\r"; "\\r");
+  def cell: if isstring then escaped elif . == null then "" elif . < "" then tojson else error("\(type) cannot be a cell") end;
+  if isarray then map(cell) | join("\t") else error("\(type) cannot be a row") end;
 
 # SQL.
 def INDEX(stream; f): reduce stream as $row ({}; .[$row | f | tostring] = $row);

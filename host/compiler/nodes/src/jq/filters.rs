@@ -5,8 +5,8 @@
 //! and what jq has and jaq leaves out (`defs.jq`).
 
 use base64::Engine;
-use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
 use base64::engine::DecodePaddingMode;
+use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
 use jaq_core::load::parse::Def;
 use jaq_core::native::{Filter, Fun, bome, run, v};
 use jaq_core::{Cv, RunPtr, ValT as _, ValXs};
@@ -15,17 +15,20 @@ use jaq_std::ValT as _;
 use regex_bites::bytes::{Captures, Regex, RegexBuilder};
 
 use super::Jq;
+use super::updates::{self, number as made};
 use crate::json;
 
-/// Definitions of jaq-std that need a filter which is not there.
-const LEFT_OUT: [&str; 7] = ["stderr", "debug", "halt", "halt_error", "todate", "fromdate", "gamma"];
+/// Definitions of jaq that need a filter which is not there, or are written in Rust here.
+const LEFT_OUT: [&str; 8] = ["stderr", "debug", "halt", "halt_error", "todate", "fromdate", "setpath", "delpaths"];
 
 const DEFINITIONS: &str = include_str!("defs.jq");
 
 /// As jq reads it: with or without padding.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &base64::alphabet::STANDARD,
-    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent).with_decode_allow_trailing_bits(true),
+    GeneralPurposeConfig::new()
+        .with_decode_padding_mode(DecodePaddingMode::Indifferent)
+        .with_decode_allow_trailing_bits(true),
 );
 
 /// The filters that are written in jq. Later ones can use earlier ones, and hide those of the same name.
@@ -39,7 +42,7 @@ pub(super) fn definitions<'a>() -> Vec<Def<&'a str>> {
 pub(super) fn natives() -> impl Iterator<Item = Fun<Jq>> {
     let standard = jaq_core::funs().chain(jaq_std::base_funs()).filter(|(name, ..)| *name != "halt");
     // The first of a name is the one that is called.
-    let own = texts().into_iter().chain(regexes()).chain(math()).map(run::<Jq>);
+    let own = texts().into_iter().chain(regexes()).chain(math()).chain(updates::natives()).map(run::<Jq>);
     own.chain(standard).chain(jaq_json::funs())
 }
 
@@ -246,14 +249,14 @@ fn characters(text: &[u8]) -> usize {
 fn math() -> impl Iterator<Item = Native> {
     macro_rules! of_input {
         ($($name:ident)*) => {
-            [$(of_input(stringify!($name), |cv| bome(number(&cv.1).map(|x| Val::from(libm::$name(x)))))),*]
+            [$(of_input(stringify!($name), |cv| bome(number(&cv.1).map(|x| made(libm::$name(x)))))),*]
         };
     }
     macro_rules! of_two {
         ($($name:ident)*) => {
             [$(of_two(stringify!($name), |mut cv| {
                 let (y, x) = (cv.0.pop_var(), cv.0.pop_var());
-                bome((|| Ok(Val::from(libm::$name(number(&x)?, number(&y)?))))())
+                bome((|| Ok(made(libm::$name(number(&x)?, number(&y)?))))())
             })),*]
         };
     }
@@ -263,20 +266,20 @@ fn math() -> impl Iterator<Item = Native> {
     ];
     let of_two = of_two![atan2 copysign fdim fmax fmin fmod hypot nextafter pow remainder];
     let others: [Native; 7] = [
-        ("nearbyint", v(0), |cv| bome(number(&cv.1).map(|x| Val::from(libm::rint(x))))),
+        ("nearbyint", v(0), |cv| bome(number(&cv.1).map(|x| made(libm::rint(x))))),
         ("ilogb", v(0), |cv| bome(number(&cv.1).map(|x| Val::from(libm::ilogb(x) as isize)))),
         ("frexp", v(0), |cv| {
-            let pair = |(mantissa, exponent)| [Val::from(mantissa), Val::from(exponent as isize)].into_iter().collect();
+            let pair = |(mantissa, exponent)| [made(mantissa), Val::from(exponent as isize)].into_iter().collect();
             bome(number(&cv.1).map(|x| pair(libm::frexp(x))))
         }),
         ("modf", v(0), |cv| {
-            bome(number(&cv.1).map(|x| <[f64; 2]>::from(libm::modf(x)).map(Val::from).into_iter().collect()))
+            bome(number(&cv.1).map(|x| <[f64; 2]>::from(libm::modf(x)).map(made).into_iter().collect()))
         }),
         ("ldexp", v(2), power_of_two),
         ("scalbln", v(2), power_of_two),
         ("fma", v(3), |mut cv| {
             let (z, y, x) = (cv.0.pop_var(), cv.0.pop_var(), cv.0.pop_var());
-            bome((|| Ok(Val::from(libm::fma(number(&x)?, number(&y)?, number(&z)?))))())
+            bome((|| Ok(made(libm::fma(number(&x)?, number(&y)?, number(&z)?))))())
         }),
     ];
     of_input.into_iter().chain(of_two).chain(others)
@@ -293,7 +296,7 @@ fn of_two(name: &'static str, run: RunPtr<Jq>) -> Native {
 fn power_of_two(mut cv: Cv<'_, Jq>) -> ValXs<'_, Val> {
     let (exponent, x) = (cv.0.pop_var(), cv.0.pop_var());
     // As a float saturates where it is made an integer, so does the power.
-    bome((|| Ok(Val::from(libm::scalbn(number(&x)?, number(&exponent)? as i32))))())
+    bome((|| Ok(made(libm::scalbn(number(&x)?, number(&exponent)? as i32))))())
 }
 
 fn number(value: &Val) -> Result<f64, Error> {

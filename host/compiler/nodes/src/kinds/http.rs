@@ -197,7 +197,9 @@ fn failed(what: &str, error: HttpError) -> Failure {
         HttpError::Denied(why) => permanent("http_denied", format!("{what} was not sent: {why}")),
         HttpError::Timeout => retryable("http_timeout", format!("{what}: no whole response within the time"), None),
         HttpError::Connection(why) => retryable("http_connection", format!("{what}: {why}"), None),
-        HttpError::TooLarge(most) => permanent("http_too_large", format!("{what}: the response has more than {most} bytes")),
+        HttpError::TooLarge(most) => {
+            permanent("http_too_large", format!("{what}: the response has more than {most} bytes"))
+        }
         HttpError::QuotaExceeded => permanent("http_quota", "this attempt has sent as many requests as it may"),
     }
 }

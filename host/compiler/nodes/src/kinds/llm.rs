@@ -10,9 +10,9 @@ use stepwell_document::ANSWER_TOKENS_DEFAULT;
 use crate::bindings::stepwell::workflow::llm::{Completion, LlmError, Message, Request, Role};
 use crate::bindings::stepwell::workflow::types::{Failure, Outcome};
 use crate::failure::{permanent, quoted, retryable, with_details};
-use crate::schema;
 use crate::step::{Outside, Step};
 use crate::template::{Template, Templates};
+use stepwell_document::json_schema;
 
 /// One hour, as in `wit/llm.wit`.
 const TIMEOUT_MS_MAX: u32 = 3_600_000;
@@ -61,7 +61,8 @@ impl Llm {
         match checked(schema, &second.text) {
             Ok(json) => Ok(self.output(&second, Some(json), &Usage::of(&first).and(&Usage::of(&second)))),
             Err(wrong) => {
-                let message = format!("the answer of {} does not follow the schema: {}", self.provider, wrong.join("; "));
+                let message =
+                    format!("the answer of {} does not follow the schema: {}", self.provider, wrong.join("; "));
                 let failure = retryable("llm_invalid_answer", message, None);
                 Err(with_details(failure, &json!({ "problems": wrong, "text": quoted(&second.text) })))
             }
@@ -72,7 +73,8 @@ impl Llm {
         let mut system = self.system.as_ref().map(|system| step.text("system", system)).transpose()?;
         let schema = self.schema.as_ref().map(Value::to_string);
         if let Some(schema) = &schema {
-            let rule = format!("Answer with JSON only, and with nothing else, that follows this JSON Schema:\n{schema}");
+            let rule =
+                format!("Answer with JSON only, and with nothing else, that follows this JSON Schema:\n{schema}");
             system = Some(system.map_or_else(|| rule.clone(), |system| format!("{system}\n\n{rule}")));
         }
         Ok(Request {
@@ -115,14 +117,18 @@ impl Llm {
         let provider = &self.provider;
         match error {
             LlmError::InvalidRequest(why) => permanent("llm_invalid_request", format!("nothing was asked: {why}")),
-            LlmError::UnknownProvider => permanent("llm_unknown_provider", format!("there is no provider `{provider}`")),
+            LlmError::UnknownProvider => {
+                permanent("llm_unknown_provider", format!("there is no provider `{provider}`"))
+            }
             LlmError::MissingSecret(secret) => {
                 permanent("llm_missing_secret", format!("{provider} has no key: the secret `{secret}` is missing"))
             }
             LlmError::Denied(why) => permanent("llm_denied", format!("{provider} may not be asked: {why}")),
             LlmError::Refused(why) => permanent("llm_refused", format!("{provider} refuses: {why}")),
             LlmError::Overloaded(after) => retryable("llm_overloaded", format!("{provider} has too much to do"), after),
-            LlmError::Timeout => retryable("llm_timeout", format!("no whole answer from {provider} within the time"), None),
+            LlmError::Timeout => {
+                retryable("llm_timeout", format!("no whole answer from {provider} within the time"), None)
+            }
             LlmError::Connection(why) => retryable("llm_connection", format!("no answer from {provider}: {why}"), None),
             LlmError::TooLarge => permanent("llm_too_large", format!("the answer of {provider} is too large")),
             LlmError::QuotaExceeded => permanent("llm_quota", "this attempt has asked as often as it may"),
@@ -134,7 +140,7 @@ impl Llm {
 fn checked<'a>(schema: &Value, answer: &'a str) -> Result<&'a str, Vec<String>> {
     let text = without_fence(answer.trim());
     let value = serde_json::from_str(text).map_err(|error| vec![format!("it is not JSON: {error}")])?;
-    let problems = schema::validate(schema, &value);
+    let problems = json_schema::validate(schema, &value);
     if problems.is_empty() { Ok(text) } else { Err(problems.iter().map(ToString::to_string).collect()) }
 }
 

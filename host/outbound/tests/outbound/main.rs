@@ -2,6 +2,7 @@
 
 #![expect(
     clippy::unwrap_used,
+    clippy::indexing_slicing,
     clippy::panic,
     reason = "a panic is how a test says what is wrong; helpers outside of test functions say it too"
 )]

@@ -231,7 +231,9 @@ impl Validation<'_> {
     /// Keywords for values of every type.
     fn any(&mut self, schema: &Map<String, Value>, value: &Value, pointer: &str) {
         match schema.get("type") {
-            Some(Value::String(name)) if !is_of(value, name) => self.problem(pointer, &format!("must be of type {name}")),
+            Some(Value::String(name)) if !is_of(value, name) => {
+                self.problem(pointer, &format!("must be of type {name}"))
+            }
             Some(Value::Array(names)) if !names.iter().filter_map(Value::as_str).any(|name| is_of(value, name)) => {
                 self.problem(pointer, &format!("must be of one of the types {}", Value::from(names.clone())));
             }
@@ -432,8 +434,10 @@ fn canonical(value: &Value) -> String {
         }
         // A map of serde_json is sorted.
         Value::Object(fields) => {
-            let fields: Vec<_> =
-                fields.iter().map(|(name, value)| format!("{}:{}", Value::from(name.as_str()), canonical(value))).collect();
+            let fields: Vec<_> = fields
+                .iter()
+                .map(|(name, value)| format!("{}:{}", Value::from(name.as_str()), canonical(value)))
+                .collect();
             format!("{{{}}}", fields.join(","))
         }
         value => value.to_string(),

@@ -222,10 +222,10 @@ async fn a_provider_that_falls_silent_in_the_middle_is_given_up() {
 
 #[tokio::test]
 async fn a_provider_may_think_before_it_speaks_and_keep_the_line_open() {
-    let pause = || Act::Pause(Duration::from_millis(300));
+    let pause = || Act::Pause(Duration::from_millis(500));
     let (result, _) = ask(ProviderKind::OpenAi, [pause(), send(EVENT_STREAM), pause(), send(openai_stream())]).await;
     assert_eq!(result, Ok(whole_answer()));
-    let short = || Act::Pause(Duration::from_millis(120));
+    let short = || Act::Pause(Duration::from_millis(160));
     let stream = anthropic_stream();
     let (begun, rest) = stream.split_at(stream.find("Gott").unwrap());
     let (last_begun, rest_of_event) = rest.split_at(rest.find("\n\n").unwrap() + 2);
@@ -382,7 +382,7 @@ async fn a_sink_that_takes_its_time_is_no_stall_of_the_provider() {
     let events: Vec<&str> = stream.split_inclusive("\n\n").collect();
     let script = [send(EVENT_STREAM)].into_iter().chain(events.into_iter().flat_map(|event| [send(event), pause()]));
     let server = Server::start(script).await;
-    let mut kept = Kept { time: Duration::from_millis(300), ..Kept::default() };
+    let mut kept = Kept { time: Duration::from_millis(500), ..Kept::default() };
     let openai = provider(ProviderKind::OpenAi, server.url(""));
     assert_eq!(outbound().complete(&openai, &question("model"), &mut kept).await, Ok(whole_answer()));
     assert_eq!(kept.deltas.concat(), whole_answer().text);

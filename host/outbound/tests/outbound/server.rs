@@ -126,5 +126,5 @@ pub(crate) fn outbound() -> Outbound {
 
 pub(crate) fn config() -> OutboundConfig {
     let egress = Egress { allow: vec!["127.0.0.1/32".parse().unwrap()], ..Egress::default() };
-    OutboundConfig { egress, stall: Duration::from_millis(200), ..OutboundConfig::default() }
+    OutboundConfig { egress, stall: Duration::from_millis(400), ..OutboundConfig::default() }
 }
