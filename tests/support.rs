@@ -142,6 +142,19 @@ impl Server {
         body["version"].as_str().unwrap().to_owned()
     }
 
+    /// Deploys a graph document for tenant `dev` under a name.
+    pub(crate) async fn deploy_graph(&self, name: &str, document: &Value) -> String {
+        let response = self.post_graph(name, document).send().await.unwrap();
+        let status = response.status();
+        let body: Value = response.json().await.unwrap();
+        assert_eq!(status, StatusCode::CREATED, "{body}");
+        body["version"].as_str().unwrap().to_owned()
+    }
+
+    pub(crate) fn post_graph(&self, name: &str, document: &Value) -> RequestBuilder {
+        self.request(Method::POST, &format!("/v1/workflows/{name}/versions")).json(document)
+    }
+
     /// Starts a run and returns its id.
     pub(crate) async fn start_run(&self, workflow: &str, input: Value) -> String {
         let response = self.post_run(workflow, input).send().await.unwrap();

@@ -35,7 +35,8 @@ pub(crate) fn check(draft: &Draft, shape: &Shape<'_>, problems: &mut Problems) {
             {
                 let message = format!("`{}` is not among the document's topics", clip(topic));
                 let known = draft.topics.iter().map(String::as_str);
-                let hint = did_you_mean(topic, known).unwrap_or_else(|| format!("add it to `topics`: {:?}", clip(topic)));
+                let hint =
+                    did_you_mean(topic, known).unwrap_or_else(|| format!("add it to `topics`: {:?}", clip(topic)));
                 problems.add(Fault::new(Place::Node(index), "topic", "unknown_topic", message).hint(hint));
             }
             // Where nothing leads to it, or the wrong nodes do, that is told.

@@ -1,0 +1,1 @@
+//! What steps ask of the world outside: requests and models, with a real server at the other end.
