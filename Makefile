@@ -14,7 +14,7 @@ COMPONENTS := $(GUEST_DIR)/wasm32-unknown-unknown/release
 help: ## Lists what can be done
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
 
-build: ## Compiles the program
+build: wasm ## Compiles the program
 	$(CARGO) build $(PROFILE) --locked -p stepwell
 
 wasm: ## Makes sure that Rust can compile for WebAssembly

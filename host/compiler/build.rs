@@ -1,5 +1,7 @@
 //! Builds the nodes guest, of which `specialize.rs` makes the components of graphs.
 
+#![expect(clippy::expect_used, clippy::panic, reason = "a panic is how a build script fails")]
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs};

@@ -12,77 +12,13 @@ use std::sync::LazyLock;
 use jaq_core::data::JustLut;
 use jaq_core::load::parse::Def;
 use jaq_json::Val;
+use stepwell_document::filters::NATIVES;
 
 use crate::problems::{closest, listed};
 use crate::references;
 
 /// Definitions of the guest.
 const GUEST_DEFINITIONS: &str = include_str!("../nodes/src/jq/defs.jq");
-
-/// What the guest has in Rust besides what jaq's crates have without features, with the number of arguments.
-const GUEST_NATIVES: [(&[&str], usize); 4] = [
-    (
-        &[
-            "encode_uri",
-            "decode_uri",
-            "encode_base64",
-            "decode_base64",
-            "escape_html",
-            "unescape_html",
-            "acos",
-            "acosh",
-            "asin",
-            "asinh",
-            "atan",
-            "atanh",
-            "cbrt",
-            "cos",
-            "cosh",
-            "exp",
-            "exp10",
-            "exp2",
-            "expm1",
-            "fabs",
-            "lgamma",
-            "log",
-            "log10",
-            "log1p",
-            "log2",
-            "rint",
-            "sin",
-            "sinh",
-            "sqrt",
-            "tan",
-            "tanh",
-            "tgamma",
-            "trunc",
-            "nearbyint",
-            "ilogb",
-            "frexp",
-            "modf",
-        ],
-        0,
-    ),
-    (&["matches", "split_matches", "split_"], 2),
-    (
-        &[
-            "atan2",
-            "copysign",
-            "fdim",
-            "fmax",
-            "fmin",
-            "fmod",
-            "hypot",
-            "nextafter",
-            "pow",
-            "remainder",
-            "ldexp",
-            "scalbln",
-        ],
-        2,
-    ),
-    (&["fma"], 3),
-];
 
 /// What jaq has in Rust and the guest leaves out: it ends the program.
 const NOT_IN_GUEST: [&str; 1] = ["halt"];
@@ -176,7 +112,7 @@ fn table() -> Filters {
 fn natives() -> impl Iterator<Item = (&'static str, usize)> {
     let jaq = jaq_core::funs::<JustLut<Val>>().chain(jaq_std::base_funs()).chain(jaq_json::funs());
     let jaq = jaq.map(|(name, arguments, _)| (name, arguments.len())).filter(|(name, _)| !NOT_IN_GUEST.contains(name));
-    jaq.chain(GUEST_NATIVES.into_iter().flat_map(|(names, arguments)| names.iter().map(move |name| (*name, arguments))))
+    jaq.chain(NATIVES.into_iter().flat_map(|(names, arguments)| names.iter().map(move |name| (*name, arguments))))
 }
 
 /// What is written in jq. Later ones can call earlier ones.
@@ -199,7 +135,7 @@ pub(crate) mod tests {
         let definitions = definitions().filter(|definition| filters().has(definition.name, definition.args.len()));
         let jaq = jaq_core::funs::<JustLut<Val>>().chain(jaq_std::base_funs()).chain(jaq_json::funs());
         let mut natives: Vec<_> = jaq.filter(|(name, ..)| !NOT_IN_GUEST.contains(name)).collect();
-        for (names, arguments) in GUEST_NATIVES {
+        for (names, arguments) in NATIVES {
             for name in names {
                 natives.push(run((*name, v(arguments), |_| Box::new(std::iter::empty()))));
             }

@@ -29,7 +29,6 @@ mod shape;
 mod sites;
 pub mod specialize;
 
-use serde_json::Value;
 use stepwell_core::graph::{Graph, GraphSpec, Problem};
 use stepwell_document::Program;
 
@@ -37,9 +36,6 @@ pub use schema::document_schema;
 
 /// Bytes of a document. As much as a step may hand over; the largest graphs that people draw have a tenth of it.
 pub const DOCUMENT_BYTES_MAX: usize = 4 << 20;
-
-/// Checks a JSON Schema: what is wrong with it, each with a JSON Pointer to the place.
-pub type SchemaCheck<'a> = &'a dyn Fn(&Value) -> Vec<(String, String)>;
 
 /// A document without problems.
 #[derive(Debug, Clone, PartialEq)]
@@ -52,11 +48,9 @@ pub struct Checked {
 
 /// Checks a document. On failure all its problems, in the document's order, at most
 /// [`stepwell_core::graph::PROBLEMS_MAX`] of them and one more that says how many are not listed.
-///
-/// What a JSON Schema within the document may say is up to `schema_check`; here it is an object, `true` or `false`.
-pub fn check(text: &[u8], schema_check: SchemaCheck<'_>) -> Result<Checked, Vec<Problem>> {
+pub fn check(text: &[u8]) -> Result<Checked, Vec<Problem>> {
     let mut problems = problems::Problems::default();
-    let draft = json::parse(text, &mut problems).and_then(|value| read::read(value, &mut problems, schema_check));
+    let draft = json::parse(text, &mut problems).and_then(|value| read::read(value, &mut problems));
     let Some(draft) = draft else { return Err(problems.finish(|_| None)) };
     let shape = shape::Shape::of(&draft, &mut problems);
     let needs = needs::of_nodes(&draft, &shape, &mut problems);

@@ -103,11 +103,12 @@ fn retry(given: Option<&Retry>) -> RetryPlan {
     let defaults = RetryPolicy::default();
     let given = given.cloned().unwrap_or_default();
     let ms = |text: Option<String>, default| text.as_deref().and_then(parse_ms).unwrap_or(default);
+    let initial_ms = ms(given.initial, defaults.initial_ms);
     RetryPlan {
         max_attempts: given.max_attempts.unwrap_or(defaults.max_attempts),
-        initial_ms: ms(given.initial, defaults.initial_ms),
+        initial_ms,
         factor: given.factor.unwrap_or(defaults.factor),
-        max_ms: ms(given.max, defaults.max_ms),
+        max_ms: ms(given.max, defaults.max_ms.max(initial_ms)),
         jitter: given.jitter.unwrap_or(defaults.jitter),
     }
 }

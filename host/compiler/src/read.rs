@@ -15,13 +15,13 @@ use stepwell_core::ids::is_word;
 use stepwell_core::retry::{ATTEMPTS_MAX, RetryPolicy, WAIT_MS_MAX};
 use stepwell_core::{NodeId, WorkflowName};
 use stepwell_document::duration::parse_ms;
+use stepwell_document::json_schema;
 use stepwell_document::template::{Part, parts};
 use stepwell_document::{
     Authorization, Branch, CONCURRENCY_MAX, Case, Component, Document, Edge, FORMAT, Http, ITEMS_MAX, ITERATIONS_MAX,
     Join, Kind, Llm, Loop, Map as FanOut, Node, OnFailure, OnMax, Retry, StatusRule, StatusRules, Transform,
 };
 
-use crate::SchemaCheck;
 use crate::problems::{Fault, Path, Place, Problems, clip, closest, did_you_mean, listed};
 
 /// The kinds of nodes.
@@ -117,7 +117,7 @@ impl Draft {
 }
 
 /// Reads a document. `None` when there is no point in looking on.
-pub(crate) fn read(value: Value, problems: &mut Problems, schema_check: SchemaCheck<'_>) -> Option<Draft> {
+pub(crate) fn read(value: Value, problems: &mut Problems) -> Option<Draft> {
     let Value::Object(fields) = value else {
         let message = format!("a document is an object, not {}", type_of(&value));
         problems.add(Fault::new(Place::Document, "", "wrong_type", message));
@@ -139,7 +139,7 @@ pub(crate) fn read(value: Value, problems: &mut Problems, schema_check: SchemaCh
     let mut draft = Draft {
         name: document.optional_string("name"),
         description: document.optional_string("description"),
-        input: document.schema("input", schema_check),
+        input: document.schema("input"),
         ..Draft::default()
     };
     for (index, topic) in document.list("topics", TOPICS_MAX, false).into_iter().enumerate() {
@@ -173,7 +173,7 @@ pub(crate) fn read(value: Value, problems: &mut Problems, schema_check: SchemaCh
         return None; // without nodes everything else would look wrong; too many of them are not looked at
     }
     let nodes = nodes.into_iter().enumerate();
-    draft.nodes = nodes.map(|(index, node)| read_node(index, node, problems, schema_check)).collect();
+    draft.nodes = nodes.map(|(index, node)| read_node(index, node, problems)).collect();
     draft.edges = edges.into_iter().enumerate().map(|(index, edge)| read_edge(index, edge, problems)).collect();
     Some(draft)
 }
@@ -196,7 +196,7 @@ fn read_edge(index: usize, value: Value, problems: &mut Problems) -> DraftEdge {
     DraftEdge { source, target, label }
 }
 
-fn read_node(index: usize, value: Value, problems: &mut Problems, schema_check: SchemaCheck<'_>) -> DraftNode {
+fn read_node(index: usize, value: Value, problems: &mut Problems) -> DraftNode {
     let mut read = DraftNode {
         id: None,
         description: None,
@@ -233,7 +233,7 @@ fn read_node(index: usize, value: Value, problems: &mut Problems, schema_check: 
             of: node.required_string("of").unwrap_or_default(),
             output: node.optional("output"),
         })),
-        Some("llm") => Some(Kind::Llm(read_llm(&mut node, schema_check))),
+        Some("llm") => Some(Kind::Llm(read_llm(&mut node))),
         Some("http") => Some(Kind::Http(read_http(&mut node))),
         Some("component") => Some(Kind::Component(read_component(&mut node))),
         Some(other) => {
@@ -264,15 +264,10 @@ fn read_retry(node: &mut Object<'_>) -> Option<Retry> {
     if retry.faulty.is_empty() {
         let defaults = RetryPolicy::default();
         let ms = |text: &Option<String>, default| text.as_deref().and_then(parse_ms).unwrap_or(default);
-        if ms(&max, defaults.max_ms) < ms(&initial, defaults.initial_ms) {
-            let field = if max.is_some() { "max" } else { "initial" };
-            let hint = "without `max` the longest wait is 1m, without `initial` the first one is 1s";
-            retry.fault_with_hint(
-                field,
-                "out_of_range",
-                "the longest wait is shorter than the first one",
-                hint.to_owned(),
-            );
+        // Without `max`, the longest wait is never shorter than the first one.
+        if max.is_some() && ms(&max, 0) < ms(&initial, defaults.initial_ms) {
+            let message = "the longest wait is shorter than the first one";
+            retry.fault_with_hint("max", "out_of_range", message, "without `initial` the first one is 1s".to_owned());
         }
     }
     let faulty = retry.finish();
@@ -335,7 +330,7 @@ fn read_loop(node: &mut Object<'_>) -> Loop {
     Loop { initial, condition, max: max.and_then(|n| u32::try_from(n).ok()).unwrap_or(1), on_max }
 }
 
-fn read_llm(node: &mut Object<'_>, schema_check: SchemaCheck<'_>) -> Llm {
+fn read_llm(node: &mut Object<'_>) -> Llm {
     let provider = node.required_string("provider").unwrap_or_default();
     if node.is_sound("provider") {
         node.word("provider", &provider, "invalid_provider");
@@ -348,7 +343,7 @@ fn read_llm(node: &mut Object<'_>, schema_check: SchemaCheck<'_>) -> Llm {
     let prompt = node.required_string("prompt").unwrap_or_default();
     let max_tokens = node.whole("max_tokens", 1..=ANSWER_TOKENS_MAX);
     let temperature = node.number("temperature", 0.0..=2.0);
-    let schema = node.schema("schema", schema_check);
+    let schema = node.schema("schema");
     let topic = node.optional_string("topic");
     let max_tokens = max_tokens.and_then(|n| u32::try_from(n).ok());
     Llm { provider, model, system, prompt, max_tokens, temperature, schema, topic }
@@ -440,10 +435,16 @@ fn read_status(node: &mut Object<'_>) -> Option<StatusRules> {
     let mut status = node.object("status")?;
     let ok = read_rules(&mut status, "ok");
     let retry = read_rules(&mut status, "retry");
-    let matched =
-        |rules: &Option<Vec<StatusRule>>, status: u16| rules.iter().flatten().any(|rule| rule.matches(status));
-    if let Some(both) = (100..600).find(|status| matched(&ok, *status) && matched(&retry, *status)) {
-        status.fault("retry", "ambiguous_status", format!("a response with status {both} is in both lists"));
+    let matched = |rules: &Vec<StatusRule>, status: u16| rules.iter().any(|rule| rule.matches(status));
+    // What completes the step is asked first, so a list of one's own that is hidden by it would do nothing.
+    let is_ok = |status: u16| ok.as_ref().map_or((200..300).contains(&status), |rules| matched(rules, status));
+    let retried = |status: u16| retry.as_ref().is_some_and(|rules| matched(rules, status));
+    if let Some(both) = (100..600).find(|status| is_ok(*status) && retried(*status)) {
+        status.fault(
+            "retry",
+            "ambiguous_status",
+            format!("a response with status {both} is in both lists, of which `ok` is asked first"),
+        );
     }
     status.finish();
     Some(StatusRules { ok, retry })
@@ -729,13 +730,13 @@ impl<'p> Object<'p> {
     }
 
     /// A JSON Schema.
-    fn schema(&mut self, name: &'static str, schema_check: SchemaCheck<'_>) -> Option<Value> {
+    fn schema(&mut self, name: &'static str) -> Option<Value> {
         let value = self.optional(name)?;
         if !value.is_object() && !value.is_boolean() {
             self.wrong_type(name, "a JSON Schema, which is an object, true or false", &value);
             return None;
         }
-        for (pointer, message) in schema_check(&value) {
+        for json_schema::Problem { pointer, message } in json_schema::check(&value) {
             let message = if pointer.is_empty() { message } else { format!("at `{}`: {message}", clip(&pointer)) };
             self.fault(name, "invalid_schema", message);
         }

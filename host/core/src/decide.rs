@@ -173,7 +173,7 @@ impl Run {
                         let again = next == Next::Again;
                         Event::StepCompleted { step, attempt, output, labels, fan_out, again, fuel_used }
                     }
-                    Err(failure) => self.failed(step, &place, state, failure, fuel_used, now, dice),
+                    Err(failure) => self.failed(step, (&place, state), failure, fuel_used, now, dice),
                 }])
             }
             Input::AttemptLost { step, attempt } => Ok(vec![self.lost(step, attempt, now)?]),
@@ -231,8 +231,7 @@ impl Run {
     fn failed(
         &self,
         step: StepId,
-        place: &Place,
-        state: &Step,
+        (place, state): (&Place, &Step),
         failure: Failure,
         fuel_used: u64,
         now: Timestamp,

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 use serde_json::json;
-use stepwell_core::graph::Problem;
+use stepwell_core::graph::{DelegateSpec, ItemFailure, Problem, ScopeKind};
 
 use super::{EXIT_OK, out};
 use crate::clock;
@@ -72,6 +72,9 @@ pub(super) async fn inspect(path: &Path, json: bool) -> anyhow::Result<u8> {
         out::line(format_args!("channel   {channel}"));
     }
     out::line(format_args!("output    {}", graph.output.as_deref().unwrap_or("null")));
+    if let Some(schema) = &graph.input_schema {
+        out::line(format_args!("input     {}", out::printable(schema.as_str())));
+    }
     for node in &graph.nodes {
         out::line(format_args!("\nnode      {}", node.id));
         if let Some(description) = &node.description {
@@ -88,6 +91,24 @@ pub(super) async fn inspect(path: &Path, json: bool) -> anyhow::Result<u8> {
             "  needs   {}",
             if node.needs.is_empty() { "nothing".to_owned() } else { node.needs.join(", ") }
         ));
+        match node.opens {
+            Some(ScopeKind::Each { concurrency, on_failure }) => {
+                let on_failure = match on_failure {
+                    ItemFailure::Cancel => "one that fails cancels the others",
+                    ItemFailure::Finish => "one that fails lets the others finish",
+                    ItemFailure::Collect => "one that fails is told to the closing node",
+                };
+                out::line(format_args!("  opens   a fan-out, {concurrency} items at once; {on_failure}"));
+            }
+            Some(ScopeKind::Repeat { max }) => out::line(format_args!("  opens   a loop of at most {max} iterations")),
+            None => {}
+        }
+        if let Some(opener) = &node.closes {
+            out::line(format_args!("  closes  {opener}"));
+        }
+        if let Some(DelegateSpec { workflow, version, node }) = &node.delegates_to {
+            out::line(format_args!("  runs    {node} of {workflow} {version}"));
+        }
         let (limits, retry) = (node.limits, node.retry);
         let memory = out::size(limits.memory_bytes);
         out::line(format_args!("  limits  fuel {}, {} ms, {memory}", limits.fuel, limits.timeout_ms));

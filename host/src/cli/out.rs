@@ -63,30 +63,33 @@ pub(super) fn event(json: &str) {
             |name: &str| event.pointer(&format!("/failure/{name}")).and_then(Value::as_str).unwrap_or_default();
         format!("{}: {}", failure("code"), failure("message"))
     };
+    // `node[0][2]` inside fan-outs and loops.
+    let items = event.get("items").and_then(Value::as_array).into_iter().flatten();
+    let step = text("node").to_owned() + &items.map(|item| format!("[{item}]")).collect::<String>();
     let kind = text("kind");
     let attempt = if number("attempt") > 1 { format!(" (attempt {})", number("attempt")) } else { String::new() };
     let what = match kind {
         "run.queued" => format!("{} {}", text("workflow"), text("version").get(..12).unwrap_or_default()),
         "run.suspended" => format!("waits for {}, until {}", text("reason"), text("until")),
         "run.completed" => value("output"),
-        "run.failed" => format!("{} {}", text("node"), failure()),
+        "run.failed" => format!("{} {}", step, failure()),
         "run.cancelled" => text("reason").to_owned(),
-        "step.started" => format!("{}{attempt}", text("node")),
-        "step.update" => format!("{} {} {}", text("node"), text("topic"), value("payload")),
-        "step.log" => format!("{} {}: {}", text("node"), text("level"), text("message")),
+        "step.started" => format!("{}{attempt}", step),
+        "step.update" => format!("{} {} {}", step, text("topic"), value("payload")),
+        "step.log" => format!("{} {}: {}", step, text("level"), text("message")),
         "step.artifact" => {
-            format!("{} {} ({}, {})", text("node"), text("name"), text("media_type"), size(number("size_bytes")))
+            format!("{} {} ({}, {})", step, text("name"), text("media_type"), size(number("size_bytes")))
         }
-        "step.suspended" => format!("{} waits for {}, until {}", text("node"), text("reason"), text("until")),
-        "step.completed" => format!("{}{attempt} {}", text("node"), value("output")),
+        "step.suspended" => format!("{} waits for {}, until {}", step, text("reason"), text("until")),
+        "step.completed" => format!("{}{attempt} {}", step, value("output")),
         "step.failed" => {
             let next = if event.get("will_retry").and_then(Value::as_bool) == Some(true) { ", will retry" } else { "" };
-            format!("{}{attempt} {}{next}", text("node"), failure())
+            format!("{}{attempt} {}{next}", step, failure())
         }
         "step.rolled_back" => {
-            format!("{}{attempt} updates {} to {}", text("node"), number("first_seq"), number("last_seq"))
+            format!("{}{attempt} updates {} to {}", step, number("first_seq"), number("last_seq"))
         }
-        _ => text("node").to_owned(),
+        _ => step,
     };
     let time = text("at").get(11..23).unwrap_or_default();
     // JSON keeps DEL and C1 as they are, and a terminal would act on them.

@@ -15,6 +15,7 @@
 //!
 //! Runs share no lock but the registry's, which is split and held for a lookup. Read on: [`run_loop`].
 
+mod elements;
 mod outside;
 mod registry;
 mod run_loop;
@@ -32,6 +33,7 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::elements::Elements;
 pub use self::outside::Outside;
 use self::registry::{Inbox, Messages, Registry};
 use self::run_loop::{Beginning, Message, RunLoop};
@@ -70,6 +72,7 @@ struct Shared {
     journal: Arc<RedbJournal>,
     sandbox: Arc<Sandbox>,
     outside: Outside,
+    elements: Elements,
     registry: Registry,
     graphs: Mutex<LruCache<(TenantId, WorkflowName, Digest), Arc<Graph>>>,
     room: Permits,
@@ -138,6 +141,7 @@ impl Driver {
             journal,
             sandbox,
             outside,
+            elements: Elements::default(),
             registry: Registry::default(),
             graphs: Mutex::new(LruCache::new(GRAPHS_MAX)),
             room: Permits::new(config.active_runs_max, config.active_runs_per_tenant),

@@ -14,7 +14,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 use stepwell_core::decide::Success;
 use stepwell_core::event::LogLevel;
@@ -29,6 +28,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::Shared;
+use super::elements::Elements;
 use super::registry::{Inbox, Messages};
 use super::step_host::LoopHost;
 use crate::clock;
@@ -551,8 +551,9 @@ impl RunLoop {
         let (key, journal) = (self.key.clone(), Arc::clone(&self.shared.journal));
         let job = {
             let (key, journal, step) = (key.clone(), Arc::clone(&journal), step.clone());
+            let shared = Arc::clone(&self.shared);
             move || {
-                let value = |(name, value)| Ok((name, read_value(&*journal, &key, value)?));
+                let value = |(name, value)| Ok((name, read_value(&*journal, &shared.elements, &key, value)?));
                 let inputs = inputs.into_iter().map(value).collect::<Result<_, String>>()?;
                 Ok(Job { run: key.run, workflow, version, step, attempt, limits, inputs, host })
             }
@@ -594,15 +595,10 @@ pub(crate) fn read_payload(journal: &impl Journal, key: &RunKey, payload: Payloa
 }
 
 /// The JSON of what a step is handed.
-fn read_value(journal: &impl Journal, key: &RunKey, value: Value) -> Result<Json, String> {
+fn read_value(journal: &impl Journal, elements: &Elements, key: &RunKey, value: Value) -> Result<Json, String> {
     match value {
         Value::One(payload) => read_payload(journal, key, payload),
-        Value::Element { of, index } => {
-            let array = read_payload(journal, key, of)?;
-            let elements: Vec<&RawValue> = serde_json::from_str(array.as_str()).map_err(|error| error.to_string())?;
-            let element = elements.get(index as usize).ok_or_else(|| format!("there is no item {index}"))?;
-            Json::parse(element.get().to_owned()).map_err(|error| error.to_string())
-        }
+        Value::Element { of, index } => elements.get(journal, key, of, index),
         Value::Many(values) => {
             let mut text = String::from("[");
             for (place, value) in values.into_iter().enumerate() {

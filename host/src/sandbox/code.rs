@@ -6,7 +6,6 @@
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Write};
-use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -24,8 +23,9 @@ use super::compile::CompileError;
 use super::generated::WorkflowPre;
 use super::{Sandbox, imports};
 
-/// Versions whose code is kept in memory, some megabytes each.
-const VERSIONS_IN_MEMORY: NonZeroUsize = NonZeroUsize::new(256).unwrap();
+/// Bytes of compiled code that are kept in memory; what was used longest ago goes first. A graph has some five
+/// megabytes, a small component one. What runs stays until it has ended.
+const CODE_BYTES_IN_MEMORY: usize = 512 << 20;
 const MAC_BYTES: usize = 32;
 
 /// Why code is not at hand.
@@ -57,8 +57,34 @@ pub(super) struct Code {
     /// Names the engine and its configuration.
     engine_hash: u64,
     secret: [u8; 32],
-    // A cell for each version, so that many attempts of a version that is not loaded load it once.
-    loaded: Mutex<LruCache<Digest, Arc<OnceCell<Loaded>>>>,
+    loaded: Mutex<InMemory>,
+}
+
+/// The code that is in memory.
+struct InMemory {
+    versions: LruCache<Digest, Version>,
+    bytes: usize,
+}
+
+/// A version's code, or a place for it.
+#[derive(Default)]
+struct Version {
+    // A cell, so that many attempts of a version that is not loaded load it once.
+    code: Arc<OnceCell<Loaded>>,
+    /// 0 until it is loaded.
+    bytes: usize,
+}
+
+impl InMemory {
+    /// Counts a version's code, and makes room for it. Its place may have been taken back meanwhile.
+    fn count(&mut self, version: Digest, bytes: usize) {
+        let Some(place) = self.versions.peek_mut(&version) else { return };
+        self.bytes += bytes - std::mem::replace(&mut place.bytes, bytes).min(bytes);
+        while self.bytes > CODE_BYTES_IN_MEMORY && self.versions.len() > 1 {
+            let Some((_, oldest)) = self.versions.pop_lru() else { break };
+            self.bytes -= oldest.bytes;
+        }
+    }
 }
 
 impl Code {
@@ -72,7 +98,7 @@ impl Code {
         fs::create_dir_all(&of_engine)?;
         forget_other_engines(&dir, &of_engine);
         let dir = of_engine;
-        let loaded = Mutex::new(LruCache::new(VERSIONS_IN_MEMORY));
+        let loaded = Mutex::new(InMemory { versions: LruCache::unbounded(), bytes: 0 });
         Ok(Self { engine: engine.clone(), linker, dir, engine_hash, secret, loaded })
     }
 
@@ -83,18 +109,21 @@ impl Code {
         version: Digest,
         component: impl FnOnce() -> Option<Bytes> + Send,
     ) -> Result<Loaded, CodeError> {
-        let cell = {
-            let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-            Arc::clone(loaded.get_or_insert(version, Arc::default))
-        };
+        let loaded = || self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        let cell = Arc::clone(&loaded().versions.get_or_insert(version, Version::default).code);
         let load = || async {
-            if let Some(component) = self.read(version) {
-                return self.link(&component);
-            }
-            let bytes = component().ok_or(CodeError::Gone)?;
-            let compiled = self.compile(sandbox, bytes).await?;
-            self.keep(version, &compiled);
-            self.link(&compiled.component)
+            let (component, bytes) = match self.read(version) {
+                Some(found) => found,
+                None => {
+                    let bytes = component().ok_or(CodeError::Gone)?;
+                    let compiled = self.compile(sandbox, bytes).await?;
+                    self.keep(version, &compiled);
+                    (compiled.component, compiled.code.len())
+                }
+            };
+            let linked = self.link(&component)?;
+            loaded().count(version, bytes);
+            Ok(linked)
         };
         cell.get_or_try_init(load).await.cloned()
     }
@@ -136,11 +165,11 @@ impl Code {
         Ok(Arc::new(WorkflowPre::new(pre).map_err(failed)?))
     }
 
-    fn read(&self, version: Digest) -> Option<Component> {
+    fn read(&self, version: Digest) -> Option<(Component, usize)> {
         let path = self.path(version);
         let code = self.read_signed(&path, version)?;
         match self.deserialize(&code) {
-            Ok(component) => Some(component),
+            Ok(component) => Some((component, code.len())),
             Err(error) => {
                 tracing::warn!(path = %path.display(), %error, "compiled code is for another engine; it is compiled anew");
                 None
@@ -159,7 +188,8 @@ impl Code {
             }
         };
         let signed = bytes.split_first_chunk::<MAC_BYTES>();
-        if !signed.is_some_and(|(mac, code)| self.mac(name, code).verify_slice(mac).is_ok()) {
+        let is_ours = signed.is_some_and(|(mac, code)| self.mac(name, code).verify_slice(mac).is_ok());
+        if !is_ours {
             tracing::warn!(path = %path.display(), "compiled code does not carry this host's signature; it is compiled anew");
             return None;
         }
@@ -214,5 +244,29 @@ fn forget_other_engines(dir: &Path, current: &Path) {
         if let Err(error) = fs::remove_dir_all(&path) {
             tracing::warn!(path = %path.display(), %error, "compiled code for another engine could not be deleted");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn code_in_memory_is_bounded_by_bytes_and_what_was_used_last_stays() {
+        let mut memory = InMemory { versions: LruCache::unbounded(), bytes: 0 };
+        let version = |n: u8| Digest::from_bytes([n; 32]);
+        for n in 0..100 {
+            memory.versions.get_or_insert(version(n), Version::default);
+            memory.versions.get(&version(0));
+            memory.count(version(n), CODE_BYTES_IN_MEMORY / 10);
+            memory.count(version(n), CODE_BYTES_IN_MEMORY / 10);
+        }
+        assert_eq!((memory.versions.len(), memory.bytes), (10, 10 * (CODE_BYTES_IN_MEMORY / 10)));
+        assert!(memory.versions.contains(&version(0)) && memory.versions.contains(&version(99)));
+        memory.count(version(7), 1);
+        assert_eq!(memory.versions.len(), 10, "a place that was taken back is not counted");
+        memory.versions.get_or_insert(version(200), Version::default);
+        memory.count(version(200), 2 * CODE_BYTES_IN_MEMORY);
+        assert_eq!(memory.versions.len(), 1, "one that is too large by itself is there while it is used");
     }
 }

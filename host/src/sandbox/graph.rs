@@ -136,7 +136,7 @@ pub(super) fn compile(work: &[u8]) -> anyhow::Result<Vec<u8>> {
         return Ok([&[MADE], prepare()?.as_slice()].concat());
     }
     if *kind == Work::Check as u8 {
-        return Ok(match stepwell_compiler::check(rest, &check_schema) {
+        return Ok(match stepwell_compiler::check(rest) {
             Ok(_) => vec![MADE],
             Err(problems) => told(&problems)?,
         });
@@ -145,7 +145,7 @@ pub(super) fn compile(work: &[u8]) -> anyhow::Result<Vec<u8>> {
         bail!("there is no such work");
     }
     let document = frame(&mut rest).context("there is no document")?;
-    let Checked { program, .. } = match stepwell_compiler::check(document, &check_schema) {
+    let Checked { program, .. } = match stepwell_compiler::check(document) {
         Ok(checked) => checked,
         Err(problems) => return told(&problems),
     };
@@ -163,10 +163,6 @@ pub(super) fn compile(work: &[u8]) -> anyhow::Result<Vec<u8>> {
     push_frame(&mut made, &component);
     push_frame(&mut made, &code);
     Ok(made)
-}
-
-fn check_schema(schema: &serde_json::Value) -> Vec<(String, String)> {
-    stepwell_document::json_schema::check(schema).into_iter().map(|p| (p.pointer, p.message)).collect()
 }
 
 #[expect(unsafe_code, reason = "wasmtime cannot check compiled code; see the argument at the call")]

@@ -1,11 +1,12 @@
 //! The graph document: what a builder saves, what the compiler checks, and what the nodes guest interprets.
 //!
 //! Owns: the document's types, from which its JSON Schema is made; how expressions stand in texts ([`template`]); how
-//! durations are written ([`duration`]); which JSON Schemas are understood, and what they say ([`json_schema`]); what the
+//! durations are written ([`duration`]); which filters the guest adds to jaq's ([`filters`]); which JSON Schemas are understood, and what they say ([`json_schema`]); what the
 //! compiler hands to the guest ([`Program`]).
 //! Does not: check anything. A [`Document`] that came through the compiler is valid, any other is not known to be.
 
 pub mod duration;
+pub mod filters;
 pub mod json_schema;
 pub mod template;
 
@@ -234,9 +235,9 @@ pub struct Join {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Llm {
-    /// `openai`, `anthropic`, `mock`, or the name of a provider that the tenant has set up.
+    /// `openai`, `anthropic`, `mock`, or the name of a provider that the tenant has set up. Not an expression.
     pub provider: String,
-    /// The model, in the provider's words.
+    /// The model, in the provider's words; expressions may stand in it.
     pub model: String,
     /// What the model is told before everything else.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -364,7 +365,7 @@ pub struct Retry {
     /// What each further wait is multiplied by, 1 to 10.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub factor: Option<f64>,
-    /// The longest wait, such as `1m`; at most 24 hours.
+    /// The longest wait, such as `1m`; at most 24 hours. Without it one minute, or `initial` where that is longer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max: Option<String>,
     /// The share of itself by which a wait is moved at random, 0 to 1.

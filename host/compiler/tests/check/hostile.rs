@@ -158,7 +158,7 @@ fn random_bytes_are_refused() {
     for _ in 0..2_000 {
         let length = random.below(200);
         let bytes: Vec<u8> = (0..length).map(|_| random.below(256) as u8).collect();
-        assert!(check(&bytes, &|_| Vec::new()).is_err());
+        assert!(check(&bytes).is_err());
     }
 }
 
@@ -181,7 +181,7 @@ fn a_document_with_random_changes_is_accepted_or_refused() {
                 }
             }
         }
-        match check(&bytes, &|_| Vec::new()) {
+        match check(&bytes) {
             Ok(_) => accepted += 1,
             Err(problems) => {
                 assert!(!problems.iter().any(|problem| problem.code == "incomplete"), "{}", shown(&problems))

@@ -20,7 +20,7 @@ use stepwell_core::graph::Problem;
 
 /// Checks a document whose schemas are all fine.
 pub(crate) fn checked(text: &str) -> Result<Checked, Vec<Problem>> {
-    check(text.as_bytes(), &|_| Vec::new())
+    check(text.as_bytes())
 }
 
 /// `node field code: message (hint)`, a line for each problem.

@@ -302,3 +302,19 @@ fn power_of_two(mut cv: Cv<'_, Jq>) -> ValXs<'_, Val> {
 fn number(value: &Val) -> Result<f64, Error> {
     value.as_f64().ok_or_else(|| Error::typ(value.clone(), "number"))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use stepwell_document::filters::NATIVES;
+
+    use super::{math, regexes, texts};
+
+    #[test]
+    fn the_compiler_knows_what_there_is() {
+        let own = texts().into_iter().chain(regexes()).chain(math()).map(|(name, arguments, _)| (name, arguments.len()));
+        let known = NATIVES.iter().flat_map(|(names, arguments)| names.iter().map(|name| (*name, *arguments)));
+        assert_eq!(own.collect::<BTreeSet<_>>(), known.collect::<BTreeSet<_>>());
+    }
+}
