@@ -14,10 +14,14 @@ use anyhow::Context;
 use bytes::Bytes;
 use stepwell::clock;
 use stepwell::journal::{Batch, Journal, RedbJournal, RunSummary};
-use stepwell::sandbox::{Attempt, AttemptEnd, HostRefusal, Job, Sandbox, SandboxConfig, StepHost, StoredArtifact};
+use stepwell::sandbox::{
+    Attempt, AttemptEnd, Authorization, CompletionError, HostRefusal, Job, Sandbox, SandboxConfig, StepHost,
+    StoredArtifact,
+};
 use stepwell_core::event::LogLevel;
 use stepwell_core::graph::Limits;
 use stepwell_core::{Digest, Event, Json, Payload, RunId, RunKey, Seq, StepId, TenantId, WorkflowName};
+use stepwell_outbound::{Completion, HttpError, HttpRequest, HttpResponse, LlmRequest};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -51,11 +55,20 @@ pub(crate) struct CommitFigures {
     pub(crate) per_second: f64,
 }
 
-/// Measures attempts of the first step of `component`. `compiler` is the server program, which compiles.
+/// What the steps are of.
+#[derive(Debug)]
+pub(crate) enum Workflow {
+    /// A component.
+    Component(Bytes),
+    /// A graph document.
+    Graph(Bytes),
+}
+
+/// Measures attempts of the first step of a workflow. `compiler` is the server program, which compiles.
 pub(crate) async fn steps(
     compiler: &Path,
     disk: &Path,
-    component: &Bytes,
+    workflow: &Workflow,
     duration: Duration,
 ) -> anyhow::Result<StepFigures> {
     report::progress("steps without a journal");
@@ -73,7 +86,7 @@ pub(crate) async fn steps(
             compiler: compiler.to_path_buf(),
         })?;
         let sandbox = Arc::new(sandbox);
-        let step = Step::first(&sandbox, component).await?;
+        let step = Step::first(&sandbox, workflow).await?;
         attempts(&sandbox, &step, in_flight, duration / WARM_UP_PART).await?;
         let (count, elapsed) = attempts(&sandbox, &step, in_flight, duration).await?;
         let per_second = count as f64 / elapsed.as_secs_f64();
@@ -191,9 +204,12 @@ struct Step {
 }
 
 impl Step {
-    /// The first step of a component, with an input. Leaves its compiled code where the sandbox finds it.
-    async fn first(sandbox: &Sandbox, component: &Bytes) -> anyhow::Result<Self> {
-        let inspection = sandbox.inspect(component.clone()).await?;
+    /// The first step of a workflow, with an input. Leaves its compiled code where the sandbox finds it.
+    async fn first(sandbox: &Sandbox, what: &Workflow) -> anyhow::Result<Self> {
+        let inspection = match what {
+            Workflow::Component(component) => sandbox.inspect(component.clone()).await?,
+            Workflow::Graph(document) => sandbox.compile_graph(document.clone()).await?.inspection,
+        };
         let node = inspection.graph.nodes.into_iter().next().context("the component has no steps")?;
         Ok(Self {
             tenant: tenant()?,
@@ -271,12 +287,30 @@ fn workflow() -> anyhow::Result<WorkflowName> {
     Ok("noop".parse()?)
 }
 
-type Refused<'a, T> = Pin<Box<dyn Future<Output = Result<T, HostRefusal>> + Send + 'a>>;
+type Answer<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+type Refused<'a, T> = Answer<'a, Result<T, HostRefusal>>;
 
 /// Refuses everything: `noop` asks for nothing, and if it did, its attempts would fail and the figures with them.
 struct NoHost;
 
 impl StepHost for NoHost {
+    fn send(
+        &self,
+        _request: HttpRequest,
+        _authorization: Option<Authorization>,
+    ) -> Answer<'_, Result<HttpResponse, HttpError>> {
+        Box::pin(std::future::ready(Err(HttpError::Timeout)))
+    }
+
+    fn complete(
+        &self,
+        _provider: String,
+        _request: LlmRequest,
+        _topic: Option<String>,
+    ) -> Answer<'_, Result<Completion, CompletionError>> {
+        Box::pin(std::future::ready(Err(CompletionError::UnknownProvider)))
+    }
+
     fn publish(&self, _topic: String, _payload: Json) -> Refused<'_, Seq> {
         Box::pin(std::future::ready(Err(HostRefusal::Unavailable)))
     }

@@ -7,13 +7,14 @@
 //! JSON file is on. Everything it wrote is removed at the end, however that comes.
 //!
 //! Read on: [`server`] (the process that is measured), [`http`] (how it is talked to), [`load`] (clients that start
-//! runs), [`streams`] (clients that follow runs), [`limits`] (sandbox and journal by themselves), [`report`].
+//! runs), [`streams`] (clients that follow runs), [`graphs`] (graphs that are saved), [`limits`] (sandbox and journal by themselves), [`report`].
 //!
 //! # One thread
 //! All clients together have one thread. On a machine with few cores they compete with the server for them, and
 //! with one thread they can never take more than one. They need far less: where a run of ten steps costs the server
 //! some 500 µs, its client costs 25.
 
+mod graphs;
 mod http;
 mod limits;
 mod load;
@@ -28,7 +29,9 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use bytes::Bytes;
 use clap::Parser;
+use serde_json::json;
 
+use self::limits::Workflow;
 use self::load::{Ask, Level, Measured};
 use self::report::Report;
 use self::server::Server;
@@ -83,6 +86,10 @@ struct Plan {
     followed_runs: u32,
     /// Runs in the grown journal.
     grown_runs: u64,
+    /// Graphs that are saved one after the other.
+    saved_graphs: usize,
+    /// Versions on one server.
+    versions: usize,
 }
 
 impl Plan {
@@ -93,6 +100,8 @@ impl Plan {
         accepting: Duration::from_secs(5),
         followed_runs: 30,
         grown_runs: 100_000,
+        saved_graphs: 30,
+        versions: 1_000,
     };
     const QUICK: Self = Self {
         warm_up: Duration::from_millis(500),
@@ -101,6 +110,8 @@ impl Plan {
         accepting: Duration::from_secs(1),
         followed_runs: 8,
         grown_runs: 5_000,
+        saved_graphs: 5,
+        versions: 20,
     };
 
     const fn level(&self, clients: usize) -> Level {
@@ -149,6 +160,7 @@ async fn bench(args: Args) -> anyhow::Result<()> {
     let mut report = Report::begin(args.quick);
     let bench = Bench { args, plan, noop, probe, disk };
     bench.limits(&mut report).await?;
+    bench.graphs(&mut report).await?;
     bench.levels(&mut report).await?;
     bench.growth(&mut report).await?;
     report.finish(&bench.args.json)
@@ -168,15 +180,59 @@ impl Bench {
     /// What nothing that is built on this sandbox and this disk can surpass.
     async fn limits(&self, report: &mut Report) -> anyhow::Result<()> {
         report.part("The limits: sandbox and journal by themselves, in this process");
-        let figures = limits::steps(&self.args.server, &self.disk, &self.noop, self.plan.limit).await?;
+        let figures =
+            limits::steps(&self.args.server, &self.disk, &Workflow::Component(self.noop.clone()), self.plan.limit)
+                .await?;
         report.row("limit_step_us", figures.step_us, "µs", "one sandboxed step that does nothing, one after the other");
         report.row("limit_steps_per_s", figures.per_second, "/s", "the same with 64 in flight, on all cores");
+
+        let transform = json!({ "stepwell": 1, "nodes": [
+            { "id": "t", "kind": "transform", "output": { "n": "${ .input.n + 1 }", "text": "n is ${ .input.n }" } },
+        ] });
+        let transform = Workflow::Graph(Bytes::from(transform.to_string()));
+        let figures = limits::steps(&self.args.server, &self.disk, &transform, self.plan.limit).await?;
+        report.row(
+            "limit_transform_step_us",
+            figures.step_us,
+            "µs",
+            "one transform of a graph with two expressions, the same way",
+        );
+        report.row("limit_transform_steps_per_s", figures.per_second, "/s", "the same with 64 in flight, on all cores");
 
         let figures = limits::commits(&self.disk, self.plan.limit).await?;
         report.row("limit_commit_us", figures.mean_us, "µs", "one durable append (an fsync) after the other, mean");
         report.row("limit_commit_p50_us", figures.p50_us, "µs", "the same, median");
         report.row("limit_commits_100_per_s", figures.per_second, "/s", "durable appends of 100 runs at once");
         Ok(())
+    }
+
+    /// From saving a graph until it can run, and what many versions cost.
+    async fn graphs(&self, report: &mut Report) -> anyhow::Result<()> {
+        let Plan { saved_graphs, versions, .. } = self.plan;
+        report.part("Graphs of 20 nodes: from saving one until it can run");
+        let server = self.server().await?;
+        let mut figures = graphs::saving(&server, saved_graphs).await?;
+        report.row("graph_save_cold_ms", figures.cold_ms, "ms", "the first one of a new data directory");
+        report.row("graph_save_warm_ms", median(&mut figures.warm_ms)?, "ms", "further ones, median");
+        let worst = figures.warm_ms.last().copied().unwrap_or_default();
+        report.row("graph_save_warm_max_ms", worst, "ms", "the slowest of them");
+        let before = server.rss_bytes()?;
+        graphs::many_versions(&server, versions).await?;
+        let (after, note) = (
+            server.rss_bytes()?,
+            format!("{} of them after {saved_graphs} versions", report::thousands(before as f64)),
+        );
+        if self.args.quick {
+            report.row_shown(
+                "server_rss_bytes_1000_versions",
+                after as f64,
+                "B",
+                &format!("quick: {versions} versions, not kept; {note}"),
+            );
+        } else {
+            report.row("server_rss_bytes_1000_versions", after as f64, "B", &note);
+        }
+        server.stop().await
     }
 
     /// Everything that one server on a new journal is asked for.
