@@ -58,13 +58,20 @@ if [ "$code" = 0 ]; then
   "$server" deploy omni-task "$components/omni_task.component.wasm"
   "$server" run omni-task --input @examples/omni-task/input.json --follow | cut -c 1-160 || code=$?
 fi
+for graph in inferpipe agent-squad; do
+  if [ "$code" = 0 ]; then
+    say "$graph: a graph document"
+    "$server" deploy $graph examples/$graph/graph.json
+    "$server" run $graph --input @examples/$graph/input.json --follow | cut -c 1-160 || code=$?
+  fi
+done
 [ -n "${ONCE:-}" ] && exit "$code"
 
 say "still serving; try these in another terminal, or ^C to stop"
 cat <<TRY
   export STEPWELL_URL=$STEPWELL_URL
   $server runs
-  $server run omni-task --input @examples/omni-task/input.json --follow
+  $server run inferpipe --input @examples/inferpipe/input.json --follow
   curl -N -H 'Authorization: Bearer dev' -H 'Accept: text/event-stream' $STEPWELL_URL/v1/runs/$id/events
 TRY
 wait "$pid"

@@ -95,3 +95,46 @@ async fn omni_task_reports_an_error_and_is_done() {
     let error = updates.iter().map(|u| &u["payload"]["message"]).find(|m| m["type"] == "error").unwrap();
     assert!(error["code"].is_string() && error["message"].is_string());
 }
+
+fn graph(example: &str) -> Value {
+    let path = format!("{}/../examples/{example}/graph.json", env!("CARGO_MANIFEST_DIR"));
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+#[tokio::test]
+async fn inferpipe_summarises_side_by_side_and_delivers_when_asked() {
+    let server = Server::start();
+    server.deploy_graph("inferpipe", &graph("inferpipe")).await;
+    let run = server.run("inferpipe", input("inferpipe")).await;
+    assert_eq!(run["status"], "completed", "{run}");
+    assert_eq!(run["output"]["briefing"]["documents"], 3);
+    assert_eq!(run["output"]["delivered"], false);
+    let updates = check_history(&server.events(run["id"].as_str().unwrap()).await);
+    let of = |topic: &str| updates.iter().filter(|update| update["topic"] == topic).count();
+    assert!(of("summaries") >= 3 && of("briefing") >= 1 && of("progress") == 2, "{updates:?}");
+
+    // One document takes the other branch.
+    let one = server.run("inferpipe", json!({ "documents": [{ "title": "T", "text": "a  b\n c" }] })).await;
+    assert_eq!((&one["status"], &one["output"]["briefing"]["headline"]), (&json!("completed"), &json!("T")), "{one}");
+    let refused = server.post_run("inferpipe", json!({ "documents": [] })).send().await.unwrap();
+    assert_eq!(refused.status(), 422);
+}
+
+#[tokio::test]
+async fn agent_squad_tells_every_status_and_hands_the_work_on() {
+    let server = Server::start();
+    server.deploy_graph("agent-squad", &graph("agent-squad")).await;
+    let run = server.run("agent-squad", input("agent-squad")).await;
+    assert_eq!((&run["status"], &run["output"]["status"]), (&json!("completed"), &json!("completed")), "{run}");
+    assert!(run["output"]["tokens"].as_u64().unwrap() > 0);
+    let updates = check_history(&server.events(run["id"].as_str().unwrap()).await);
+    let statuses: Vec<&Value> = updates.iter().filter(|u| u["topic"] == "status").map(|u| &u["payload"]).collect();
+    let told: Vec<&str> = statuses.iter().map(|s| s["agent"].as_str().or(s["status"].as_str()).unwrap()).collect();
+    assert_eq!(told, ["pm", "backend", "qa", "completed"]);
+    assert!(statuses.iter().all(|status| status["execution"] == "exec-2207"), "{statuses:?}");
+    // Two retries each, as squads of this kind are run.
+    let versions = server.get("/v1/workflows/agent-squad/versions").await;
+    let nodes = versions["data"][0]["graph"]["nodes"].as_array().unwrap();
+    let attempts = |id: &str| nodes.iter().find(|node| node["id"] == id).unwrap()["retry"]["max_attempts"].clone();
+    assert_eq!(["pm", "backend", "qa"].map(attempts), [3, 3, 3]);
+}

@@ -349,6 +349,7 @@ impl Frames {
 /// end, each step completed at most once, and no update twice once rolled back attempts are folded away. Returns the
 /// updates that count.
 pub(crate) fn check_history(events: &[Value]) -> Vec<Value> {
+    let step = |event: &Value| format!("{}{}", event["node"], event["items"]);
     let mut updates: Vec<Value> = Vec::new();
     let mut completed = std::collections::HashSet::new();
     let mut suspended = false;
@@ -361,9 +362,9 @@ pub(crate) fn check_history(events: &[Value]) -> Vec<Value> {
             "step.update" => updates.push(event.clone()),
             "step.rolled_back" => {
                 let range = event["first_seq"].as_u64().unwrap()..=event["last_seq"].as_u64().unwrap();
-                updates.retain(|u| u["node"] != event["node"] || !range.contains(&u["seq"].as_u64().unwrap()));
+                updates.retain(|u| step(u) != step(event) || !range.contains(&u["seq"].as_u64().unwrap()));
             }
-            "step.completed" => assert!(completed.insert(event["node"].clone()), "completed twice: {event}"),
+            "step.completed" => assert!(completed.insert(step(event)), "completed twice: {event}"),
             _ => {}
         }
         let terminal = matches!(kind, "run.completed" | "run.failed" | "run.cancelled");
@@ -371,7 +372,7 @@ pub(crate) fn check_history(events: &[Value]) -> Vec<Value> {
     }
     let mut seen = std::collections::HashSet::new();
     for update in &updates {
-        let said = format!("{} {} {}", update["node"], update["topic"], update["payload"]);
+        let said = format!("{} {} {}", step(update), update["topic"], update["payload"]);
         assert!(seen.insert(said.clone()), "twice: {said}");
     }
     updates

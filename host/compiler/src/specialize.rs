@@ -19,7 +19,8 @@ use futures_util::FutureExt;
 use stepwell_core::graph::Problem;
 use stepwell_document::{Kind, Program};
 use wasm_encoder::{
-    CodeSection, ExportKind, ExportSection, Function, FunctionSection, Instruction, TypeSection, ValType as Type,
+    CodeSection, ComponentSection, CustomSection, ExportKind, ExportSection, Function, FunctionSection, Instruction,
+    TypeSection, ValType as Type,
 };
 use wasmparser::{Parser, Payload, TypeRef, ValType};
 use wasmtime::{Engine, Extern, Instance, Linker, Module, Store, StoreLimits, StoreLimitsBuilder, Val};
@@ -37,6 +38,9 @@ pub static GUEST: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/nodes.wasm")
 const PUBLISH: &str = "stepwell:workflow/publish@0.1.0";
 const HTTP: &str = "stepwell:workflow/http@0.1.0";
 const LLM: &str = "stepwell:workflow/llm@0.1.0";
+
+/// The section of a component that holds the document it was made of.
+const DOCUMENT_SECTION: &str = "stepwell:document";
 
 /// Why there is no component.
 #[derive(Debug, thiserror::Error)]
@@ -72,7 +76,28 @@ pub fn specialize(loader: &Module, program: &Program) -> Result<Vec<u8>, Special
     // Nothing in it waits: the store is not asynchronous.
     let snapshot = wizer.snapshot(&context, &mut loader).now_or_never();
     let module = snapshot.ok_or_else(|| broken("a snapshot waits for something"))?.map_err(broken)?;
-    encode(&module, &unneeded(program))
+    let mut component = encode(&module, &unneeded(program))?;
+    // So that a component can be edited again as what it was: the document, in one spelling for all that mean the same.
+    let document = serde_json::to_vec(&program.document).map_err(broken)?;
+    CustomSection { name: DOCUMENT_SECTION.into(), data: document.into() }.append_to_component(&mut component);
+    Ok(component)
+}
+
+/// The document that a component was made of, as JSON. `None` for one that was made in another way.
+#[must_use]
+pub fn document_of(component: &[u8]) -> Option<&[u8]> {
+    let mut depth = 0;
+    for payload in Parser::new(0).parse_all(component) {
+        match payload.ok()? {
+            Payload::ModuleSection { .. } | Payload::ComponentSection { .. } => depth += 1,
+            Payload::End(_) if depth > 0 => depth -= 1,
+            Payload::CustomSection(section) if depth == 0 && section.name() == DOCUMENT_SECTION => {
+                return Some(section.data());
+            }
+            _ => {}
+        }
+    }
+    None
 }
 
 /// The interfaces that a program has no use for.

@@ -62,6 +62,7 @@ pub fn router(app: App) -> Router {
         .route("/v1/workflows/{name}", get(workflows::get))
         .route("/v1/workflows/{name}/versions", get(workflows::versions).post(workflows::deploy))
         .route("/v1/workflows/{name}/versions/{version}", get(workflows::version))
+        .route("/v1/workflows/{name}/versions/{version}/document", get(workflows::document))
         .route("/v1/graphs/validate", post(workflows::validate))
         .route("/v1/schemas/graph.json", get(workflows::graph_schema))
         .route("/v1/workflows/{name}/runs", post(runs::start))

@@ -21,6 +21,7 @@ use super::{admin, artifacts, events, providers, runs, secrets, wire, workflows}
         workflows::versions,
         workflows::version,
         workflows::deploy,
+        workflows::document,
         workflows::validate,
         workflows::graph_schema,
         runs::start,

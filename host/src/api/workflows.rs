@@ -5,6 +5,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Json as Answer, http::HeaderValue};
+use bytes::Bytes;
 use serde::Serialize;
 use serde_json::json;
 use stepwell_compiler::DOCUMENT_BYTES_MAX;
@@ -217,6 +218,31 @@ pub(super) async fn versions(
     let mut versions = app.journal.versions(&tenant.0, &name)?;
     versions.sort_by_key(|record| std::cmp::Reverse(record.created_at));
     Ok(Answer(Page::whole(versions.into_iter().map(|record| VersionBody::of(&text, record)).collect())))
+}
+
+/// The graph document that a version was made of, in one spelling for all that mean the same.
+#[utoipa::path(get, path = "/v1/workflows/{name}/versions/{version}/document", tag = "workflows",
+    params(
+        ("name" = String, Path, description = "The workflow's name."),
+        ("version" = String, Path, description = "SHA-256 of the component, in lower-case hex."),
+    ),
+    responses(
+        (status = 200, description = "The document.", body = serde_json::Value),
+        (status = 404, description = "`unknown_version`, `no_document`: it was uploaded as a component.", body = ProblemBody),
+    ))]
+pub(super) async fn document(
+    State(app): State<App>,
+    tenant: Tenant,
+    Segments((text, version)): Segments<(String, String)>,
+) -> Result<Response, Problem> {
+    let unknown = || Problem::not_found("unknown_version", "the workflow has no such version");
+    let version: Digest = version.parse().map_err(|_| unknown())?;
+    app.journal.version(&tenant.0, &name(&text)?, &version)?.ok_or_else(unknown)?;
+    let component = app.journal.component(&tenant.0, &version)?.ok_or_else(unknown)?;
+    let document = stepwell_compiler::specialize::document_of(&component).map(Bytes::copy_from_slice);
+    let document =
+        document.ok_or_else(|| Problem::not_found("no_document", "the version was uploaded as a component"))?;
+    Ok(([(header::CONTENT_TYPE, "application/json")], document).into_response())
 }
 
 /// A version of a workflow.
