@@ -54,7 +54,7 @@ impl Host {
         let driver = Driver::new(Arc::clone(&journal), Arc::clone(&sandbox), outside.clone(), &config);
         let (tenant, probe): (TenantId, WorkflowName) = ("acme".parse().unwrap(), "probe".parse().unwrap());
         let component = Bytes::from(guest("stepwell_probe"));
-        let inspected = sandbox.inspect(component.clone()).await.unwrap();
+        let inspected = sandbox.inspect(&tenant, component.clone()).await.unwrap();
         let record = VersionRecord {
             version: inspected.version,
             created_at: clock::now(),

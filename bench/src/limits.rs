@@ -207,8 +207,8 @@ impl Step {
     /// The first step of a workflow, with an input. Leaves its compiled code where the sandbox finds it.
     async fn first(sandbox: &Sandbox, what: &Workflow) -> anyhow::Result<Self> {
         let inspection = match what {
-            Workflow::Component(component) => sandbox.inspect(component.clone()).await?,
-            Workflow::Graph(document) => sandbox.compile_graph(document.clone()).await?.inspection,
+            Workflow::Component(component) => sandbox.inspect(&tenant()?, component.clone()).await?,
+            Workflow::Graph(document) => sandbox.compile_graph(&tenant()?, document.clone()).await?.inspection,
         };
         let node = inspection.graph.nodes.into_iter().next().context("the component has no steps")?;
         Ok(Self {

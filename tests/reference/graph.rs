@@ -85,6 +85,12 @@ impl Node {
         }
     }
 
+    /// The ids that stand in the same scope: its own, and its join's.
+    pub(super) fn ids(&self) -> impl Iterator<Item = &str> {
+        let last = self.last_id();
+        std::iter::once(self.id.as_str()).chain((last != self.id).then_some(last))
+    }
+
     pub(super) fn labels(&self) -> Vec<&'static str> {
         match &self.kind {
             Kind::Branch { cases, otherwise } => cases.iter().map(|(_, label)| *label).chain(*otherwise).collect(),
@@ -203,7 +209,10 @@ impl Printed {
             printed["retry"] = json!({ "max_attempts": attempts, "initial": "1ms" });
         }
         // What is not there is left out, not `null`.
-        printed.as_object_mut().unwrap().retain(|name, value| !matches!(name.as_str(), "topic" | "else") || !value.is_null());
+        printed
+            .as_object_mut()
+            .unwrap()
+            .retain(|name, value| !matches!(name.as_str(), "topic" | "else") || !value.is_null());
         self.nodes.push(printed);
     }
 

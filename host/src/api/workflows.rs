@@ -51,11 +51,11 @@ pub(super) async fn deploy(
     let name: WorkflowName = name.parse().map_err(|error| Problem::invalid("invalid_name", format!("{error}")))?;
     let (component, inspection) = if is_json(&headers) {
         let document = problem::body(&headers, body, DOCUMENT_BYTES_MAX).await?;
-        let CompiledGraph { component, inspection } = app.sandbox.compile_graph(document).await?;
+        let CompiledGraph { component, inspection } = app.sandbox.compile_graph(&tenant.0, document).await?;
         (component, inspection)
     } else {
         let component = problem::body(&headers, body, COMPONENT_BYTES_MAX).await?;
-        let inspection = app.sandbox.inspect(component.clone()).await?;
+        let inspection = app.sandbox.inspect(&tenant.0, component.clone()).await?;
         (component, inspection)
     };
     let delegates = delegates(&app, &tenant, &inspection.graph)?;
@@ -156,12 +156,12 @@ pub(super) struct GraphProblemBody {
     ))]
 pub(super) async fn validate(
     State(app): State<App>,
-    _: Tenant,
+    tenant: Tenant,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Answer<ValidationBody>, Problem> {
     let document = problem::body(&headers, body, DOCUMENT_BYTES_MAX).await?;
-    let problems = app.sandbox.check_graph(document).await?;
+    let problems = app.sandbox.check_graph(&tenant.0, document).await?;
     let problems: Vec<GraphProblemBody> = problems
         .into_iter()
         .map(|problem| GraphProblemBody {

@@ -5,11 +5,17 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 use serde_json::json;
+use stepwell_core::TenantId;
 use stepwell_core::graph::{DelegateSpec, ItemFailure, Problem, ScopeKind};
 
 use super::{EXIT_OK, out};
 use crate::clock;
 use crate::sandbox::{Sandbox, SandboxConfig, UploadError, compile};
+
+/// Whoever sits at the terminal.
+fn local() -> anyhow::Result<TenantId> {
+    Ok("local".parse()?)
+}
 
 /// A sandbox for one look, and the folder it keeps code in.
 fn sandbox() -> anyhow::Result<(Sandbox, tempfile::TempDir)> {
@@ -29,7 +35,7 @@ fn sandbox() -> anyhow::Result<(Sandbox, tempfile::TempDir)> {
 pub(super) async fn compile(graph: &Path, output: &Path) -> anyhow::Result<u8> {
     let document = std::fs::read(graph).with_context(|| format!("cannot read {}", graph.display()))?;
     let (sandbox, _code_dir) = sandbox()?;
-    let compiled = match out::with_progress("compiling", sandbox.compile_graph(document.into())).await {
+    let compiled = match out::with_progress("compiling", sandbox.compile_graph(&local()?, document.into())).await {
         Err(UploadError::Graph(problems)) => {
             for problem in &problems {
                 out::note(problem_line(problem));
@@ -52,7 +58,7 @@ fn problem_line(problem: &Problem) -> String {
 pub(super) async fn inspect(path: &Path, json: bool) -> anyhow::Result<u8> {
     let component = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
     let (sandbox, _code_dir) = sandbox()?;
-    let inspection = out::with_progress("compiling", sandbox.inspect(component.into())).await?;
+    let inspection = out::with_progress("compiling", sandbox.inspect(&local()?, component.into())).await?;
     let graph = &inspection.graph;
     if json {
         let (version, size_bytes, imports) = (inspection.version, inspection.size_bytes, &inspection.imports);

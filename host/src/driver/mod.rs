@@ -188,7 +188,7 @@ impl Driver {
         if graph.spec().input_schema.is_some() {
             let (journal, owner) = (Arc::clone(&shared.journal), tenant.clone());
             let component = Box::new(move || journal.component(&owner, &version).ok().flatten());
-            let problems = shared.sandbox.check_input(version, component, input.clone()).await?;
+            let problems = shared.sandbox.check_input(tenant, version, component, input.clone()).await?;
             if !problems.is_empty() {
                 return Err(StartError::InvalidInput(problems));
             }

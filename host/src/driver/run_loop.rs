@@ -128,6 +128,8 @@ pub(super) struct RunLoop {
     staged: Staged,
     appending: Option<Appending>,
     attempts: HashMap<StepId, (u32, Attempt)>,
+    /// Steps that were cancelled, by the number of the event: their attempts are stopped once it is on disk.
+    cancelled: Vec<(Seq, StepId)>,
     /// Leave to run steps. Given back while the run waits.
     room: Option<Permit>,
     phase: Phase,
@@ -294,6 +296,7 @@ impl RunLoop {
             staged: Staged::default(),
             appending: None,
             attempts: HashMap::new(),
+            cancelled: Vec::new(),
             room: None,
             phase: Phase::Driving,
             look: true,
@@ -449,6 +452,11 @@ impl RunLoop {
             self.damaged = true;
             Refusal::OutOfPlace
         })?;
+        for (event, seq) in events.iter().rev().zip((1..=self.run.last_seq()).rev()) {
+            if let Event::StepCancelled { step } = event {
+                self.cancelled.push((seq, step.clone()));
+            }
+        }
         self.staged.stage(events, content);
         // Timers go by the machine's clock; the run's own time never goes back.
         self.last_at = self.last_at.max(now);
@@ -494,6 +502,14 @@ impl RunLoop {
             // What still runs belongs to a run that failed or was cancelled: it stops at its next yield.
             self.attempts.clear();
         }
+        let (durable, attempts) = (self.durable, &mut self.attempts);
+        self.cancelled.retain(|(seq, step)| {
+            let is_due = *seq <= durable;
+            if is_due {
+                attempts.remove(step);
+            }
+            !is_due
+        });
         (self.wake_at, self.wants_room) = (None, false);
         let mut moves = false;
         for effect in self.run.owed() {

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use hmac::{Hmac, Mac};
 use lru::LruCache;
 use sha2::Sha256;
-use stepwell_core::Digest;
+use stepwell_core::{Digest, TenantId};
 use tokio::sync::OnceCell;
 use wasmtime::Engine;
 use wasmtime::component::{Component, Linker};
@@ -106,6 +106,7 @@ impl Code {
     pub(super) async fn load(
         &self,
         sandbox: &Sandbox,
+        tenant: &TenantId,
         version: Digest,
         component: impl FnOnce() -> Option<Bytes> + Send,
     ) -> Result<Loaded, CodeError> {
@@ -116,7 +117,7 @@ impl Code {
                 Some(found) => found,
                 None => {
                     let bytes = component().ok_or(CodeError::Gone)?;
-                    let compiled = self.compile(sandbox, bytes).await?;
+                    let compiled = self.compile(sandbox, tenant, bytes).await?;
                     self.keep(version, &compiled);
                     (compiled.component, compiled.code.len())
                 }
@@ -129,8 +130,13 @@ impl Code {
     }
 
     /// Compiles a component. Nothing is kept of it yet: it may still be refused.
-    pub(super) async fn compile(&self, sandbox: &Sandbox, bytes: Bytes) -> Result<Compiled, CodeError> {
-        self.of_process(sandbox.compiler.component(bytes).await?)
+    pub(super) async fn compile(
+        &self,
+        sandbox: &Sandbox,
+        tenant: &TenantId,
+        bytes: Bytes,
+    ) -> Result<Compiled, CodeError> {
+        self.of_process(sandbox.compiler.component(tenant, bytes).await?)
     }
 
     /// Code that a compiling process has just made.

@@ -10,13 +10,14 @@ use std::process::{ExitCode, Stdio};
 use std::time::Duration;
 
 use bytes::Bytes;
-use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, nice, setrlimit};
+use stepwell_core::TenantId;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
-use tokio::sync::Semaphore;
 
 use super::limits::COMPONENT_BYTES_MAX;
 use super::{engine, graph};
+use crate::permits::Permits;
 
 /// The subcommand under which the program compiles a component.
 pub const COMPONENT_SUBCOMMAND: &str = "compile-component";
@@ -32,6 +33,8 @@ const CPU_SECONDS_MAX: u64 = 60;
 const TIMEOUT: Duration = Duration::from_secs(90);
 /// What one process may make: compiled code has some ten times the size of its component.
 const MADE_BYTES_MAX: u64 = 256 << 20;
+/// How far a compiling process stands back behind the runs, of 19.
+const NICENESS: i32 = 10;
 /// Bytes of an error message.
 const MESSAGE_BYTES_MAX: u64 = 4 << 10;
 /// The exit code that says: the component is at fault, and standard error says why.
@@ -57,27 +60,33 @@ pub fn this_program() -> PathBuf {
     PathBuf::from("/proc/self/exe")
 }
 
-/// Starts compiling processes, one at a time: the rest of the machine is for the runs.
+/// Starts compiling processes, one at a time: the rest of the machine is for the runs. Tenants take turns, so that one with
+/// many uploads delays another's by one of them.
 #[derive(Debug)]
 pub(super) struct Compiler {
     program: PathBuf,
-    turn: Semaphore,
+    turn: Permits,
 }
 
 impl Compiler {
     pub(super) fn new(program: PathBuf) -> Self {
-        Self { program, turn: Semaphore::new(1) }
+        Self { program, turn: Permits::new(1, 1) }
     }
 
     /// Compiled code for a component.
-    pub(super) async fn component(&self, component: Bytes) -> Result<Vec<u8>, CompileError> {
-        self.run(COMPONENT_SUBCOMMAND, &[component]).await
+    pub(super) async fn component(&self, tenant: &TenantId, component: Bytes) -> Result<Vec<u8>, CompileError> {
+        self.run(tenant, COMPONENT_SUBCOMMAND, &[component]).await
     }
 
     /// What a compiling process makes of its work.
-    pub(super) async fn run(&self, subcommand: &str, work: &[Bytes]) -> Result<Vec<u8>, CompileError> {
+    pub(super) async fn run(
+        &self,
+        tenant: &TenantId,
+        subcommand: &str,
+        work: &[Bytes],
+    ) -> Result<Vec<u8>, CompileError> {
         let unavailable = |error: std::io::Error| CompileError::Unavailable(error.to_string());
-        let _turn = self.turn.acquire().await.map_err(|error| CompileError::Unavailable(error.to_string()))?;
+        let _turn = self.turn.acquire(tenant).await;
         let mut child = Command::new(&self.program)
             .arg(subcommand)
             .env_clear()
@@ -147,6 +156,8 @@ fn run_child(work_bytes_max: usize, make: impl FnOnce(&[u8]) -> anyhow::Result<V
             (Resource::Cpu, CPU_SECONDS_MAX),
             (Resource::Core, 0),
         ];
+        // Runs come first; on a machine with nothing else to do this costs nothing.
+        nice(NICENESS)?;
         for (resource, most) in limits {
             setrlimit(resource, Rlimit { current: Some(most), maximum: Some(most) })?;
         }

@@ -19,8 +19,8 @@ use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 use stepwell_compiler::specialize::{self, SpecializeError};
 use stepwell_compiler::{Checked, DOCUMENT_BYTES_MAX};
-use stepwell_core::Digest;
 use stepwell_core::graph::Problem;
+use stepwell_core::{Digest, TenantId};
 use wasmtime::{CacheStore, Module};
 
 use super::code::CodeError;
@@ -63,8 +63,8 @@ pub(super) type Kit = tokio::sync::OnceCell<Bytes>;
 
 impl Sandbox {
     /// All problems of a graph document.
-    pub async fn check_graph(&self, document: Bytes) -> Result<Vec<Problem>, UploadError> {
-        match self.in_process(Work::Check, &[document]).await? {
+    pub async fn check_graph(&self, tenant: &TenantId, document: Bytes) -> Result<Vec<Problem>, UploadError> {
+        match self.in_process(tenant, Work::Check, &[document]).await? {
             (MADE, _) => Ok(Vec::new()),
             (PROBLEMS, problems) => parse_problems(&problems),
             (_, why) => Err(too_much(&why)),
@@ -72,9 +72,9 @@ impl Sandbox {
     }
 
     /// Makes a component of a graph document and looks at it like at every upload.
-    pub async fn compile_graph(&self, document: Bytes) -> Result<CompiledGraph, UploadError> {
-        let kit = self.kit.get_or_try_init(|| self.make_kit()).await?.clone();
-        let made = match self.in_process(Work::Compile, &[frame_length(&document), document, kit]).await? {
+    pub async fn compile_graph(&self, tenant: &TenantId, document: Bytes) -> Result<CompiledGraph, UploadError> {
+        let kit = self.kit.get_or_try_init(|| self.make_kit(tenant)).await?.clone();
+        let made = match self.in_process(tenant, Work::Compile, &[frame_length(&document), document, kit]).await? {
             (MADE, made) => made,
             (PROBLEMS, problems) => return Err(UploadError::Graph(parse_problems(&problems)?)),
             (_, why) => return Err(too_much(&why)),
@@ -89,13 +89,13 @@ impl Sandbox {
     }
 
     /// The kit: from disk, or made anew.
-    async fn make_kit(&self) -> Result<Bytes, UploadError> {
+    async fn make_kit(&self, tenant: &TenantId) -> Result<Bytes, UploadError> {
         // One for each build of the guest; the engine has a folder of its own.
         let name = Digest::from_bytes(Sha256::digest(specialize::GUEST).into());
         if let Some(kit) = self.code.read_kit(name) {
             return Ok(kit);
         }
-        match self.in_process(Work::Prepare, &[]).await? {
+        match self.in_process(tenant, Work::Prepare, &[]).await? {
             (MADE, kit) => {
                 self.code.keep_kit(name, &kit);
                 Ok(kit)
@@ -104,10 +104,11 @@ impl Sandbox {
         }
     }
 
-    async fn in_process(&self, work: Work, parts: &[Bytes]) -> Result<(u8, Bytes), UploadError> {
+    async fn in_process(&self, tenant: &TenantId, work: Work, parts: &[Bytes]) -> Result<(u8, Bytes), UploadError> {
         let head = Bytes::copy_from_slice(&[work as u8]);
         let parts: Vec<Bytes> = std::iter::once(head).chain(parts.iter().cloned()).collect();
-        let made = self.compiler.run(compile::GRAPH_SUBCOMMAND, &parts).await.map_err(|error| match error {
+        let made = self.compiler.run(tenant, compile::GRAPH_SUBCOMMAND, &parts).await;
+        let made = made.map_err(|error| match error {
             // The document's problems come in another way; what is told like this is a defect of ours.
             CompileError::Invalid(why) | CompileError::Unavailable(why) => UploadError::CompilerUnavailable(why),
             CompileError::Exceeded => UploadError::CompilerExceeded,

@@ -287,18 +287,19 @@ impl Sandbox {
     }
 
     /// Compiles an uploaded component and checks all that can be checked without running a step.
-    pub async fn inspect(&self, component: Bytes) -> Result<Inspection, UploadError> {
-        upload::inspect(self, component).await
+    pub async fn inspect(&self, tenant: &TenantId, component: Bytes) -> Result<Inspection, UploadError> {
+        upload::inspect(self, tenant, component).await
     }
 
     /// Asks a version whether it can do something with an input.
     pub async fn check_input(
         &self,
+        tenant: &TenantId,
         version: Digest,
         component: Component,
         input: Json,
     ) -> Result<Vec<InputProblem>, CheckInputError> {
-        let code = self.code.load(self, version, component).await?;
+        let code = self.code.load(self, tenant, version, component).await?;
         let _turn = self.describing.acquire().await;
         let engine = self.engine.clone();
         // On the guests' threads, like everything a guest does.
@@ -341,7 +342,7 @@ impl Sandbox {
     ) -> AttemptEnd {
         // Code first, then a slot: an attempt whose code is being compiled holds up nobody who could run.
         let load = async |version, component| {
-            self.code.load(self, version, component).await.inspect_err(|error| {
+            self.code.load(self, tenant, version, component).await.inspect_err(|error| {
                 tracing::error!(%version, %error, "the code of a version could not be loaded");
             })
         };

@@ -7,7 +7,7 @@ use sha2::{Digest as _, Sha256};
 use stepwell_core::event::LogLevel;
 use stepwell_core::graph::{DelegateSpec, EdgeSpec, ItemFailure, Limits, NodeSpec, Problem, ScopeKind};
 use stepwell_core::retry::RetryPolicy;
-use stepwell_core::{Digest, Graph, GraphSpec, Json, Seq};
+use stepwell_core::{Digest, Graph, GraphSpec, Json, Seq, TenantId};
 use stepwell_outbound::{Completion, HttpError, HttpRequest, HttpResponse, LlmRequest};
 use wasmtime::component::Component;
 use wasmtime::component::types::ComponentItem;
@@ -78,9 +78,9 @@ fn list(names: &[String]) -> String {
     if names.is_empty() { "nothing".to_owned() } else { names.join(", ") }
 }
 
-pub(super) async fn inspect(sandbox: &Sandbox, bytes: Bytes) -> Result<Inspection, UploadError> {
+pub(super) async fn inspect(sandbox: &Sandbox, tenant: &TenantId, bytes: Bytes) -> Result<Inspection, UploadError> {
     check_kind(&bytes)?;
-    let compiled = sandbox.code.compile(sandbox, bytes.clone()).await.map_err(|error| match error {
+    let compiled = sandbox.code.compile(sandbox, tenant, bytes.clone()).await.map_err(|error| match error {
         CodeError::Compile(CompileError::Invalid(why)) => UploadError::Invalid(why),
         CodeError::Compile(CompileError::Exceeded) => UploadError::CompilerExceeded,
         CodeError::Compile(CompileError::Unavailable(why)) => UploadError::CompilerUnavailable(why),
