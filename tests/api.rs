@@ -216,6 +216,7 @@ async fn events_have_the_fields_that_the_description_names() {
     let described = document["components"]["schemas"]["Event"]["properties"].as_object().unwrap();
     let mut seen = std::collections::HashSet::new();
     let scopes = json!({ "stepwell": 1, "nodes": [
+        { "id": "ask", "kind": "llm", "provider": "mock", "model": "mock", "prompt": "Hello" },
         { "id": "map", "kind": "map", "items": [1] },
         { "id": "loop", "kind": "loop", "initial": 0, "while": "${ .item < 1 }", "max": 3 },
         { "id": "next", "kind": "transform", "output": "${ .item + 1 }" },

@@ -96,28 +96,57 @@ async fn a_run_that_waits_for_a_retry_waits_on_after_a_crash() {
     assert_eq!(started, 2, "a wait is not an attempt: nothing was lost in the crash");
 }
 
+/// What an attempt had published, stored and asked for is neither lost nor done again, however often it is cut off.
 #[tokio::test]
-async fn an_interrupted_attempt_is_rolled_back_and_does_not_use_up_the_policy() {
+async fn an_interrupted_attempt_goes_on_where_its_record_ends() {
     let mut server = Server::start();
     server.deploy("probe", "stepwell_probe").await;
-    let id = server.start_run("probe", json!({"busy_ms": 2_000, "updates": 1_000, "route": "left"})).await;
-    for attempt in 1..=6 {
-        // More often than the policy allows attempts.
-        server.event_when(&id, |event| event["kind"] == "step.update" && event["attempt"] == attempt).await;
-        if attempt < 6 {
-            server.crash();
-        }
+    let input = json!({"busy_ms": 1_500, "updates": 60, "files": 2, "route": "left"});
+    let id = server.start_run("probe", input).await;
+    // More often than the policy allows attempts.
+    for crash in 1..=6 {
+        let at_least = crash * 15;
+        crate::support::eventually("more updates", || async {
+            let events = server.events(&id).await;
+            (events.iter().filter(|event| event["kind"] == "step.update").count() >= at_least).then_some(())
+        })
+        .await;
+        server.crash();
     }
-    let cancel = server.request(reqwest::Method::POST, &format!("/v1/runs/{id}/cancel")).send().await.unwrap();
-    assert_eq!(cancel.status(), StatusCode::OK);
+    let run = server.ended(&id).await;
+    assert_eq!(run["status"], "completed", "{run}");
     let events = server.events(&id).await;
-    let failed: Vec<&Value> = events.iter().filter(|event| event["kind"] == "step.failed").collect();
-    assert_eq!(failed.len(), 5);
-    for event in failed {
-        assert_eq!(
-            (&event["failure"]["code"], &event["failure"]["source"]),
-            (&json!("interrupted"), &json!("platform"))
-        );
+    let mut updates = check_history(&events);
+    updates.retain(|update| update["topic"] == "update");
+    let of = |kind: &str| events.iter().filter(|event| event["kind"] == kind).count();
+    assert_eq!((of("step.failed"), of("step.rolled_back"), of("step.started")), (0, 0, 4));
+    assert_eq!(of("step.resumed"), 6, "once for each crash");
+    assert_eq!((updates.len(), of("step.artifact")), (4 * 60, 4 * 2));
+    for step in ["begin", "left", "join", "finish"] {
+        let seqs: Vec<&Value> = updates.iter().filter(|u| u["node"] == step).map(|u| &u["seq"]).collect();
+        let told: Vec<&Value> = run["output"][step]["positions"].as_array().unwrap().iter().collect();
+        assert_eq!(told, seqs, "{step} was told where its updates stand");
     }
-    assert_eq!(events.iter().filter(|event| event["kind"] == "step.rolled_back").count(), 5);
+}
+
+/// A model that had begun to answer would say something else the second time, so such an attempt starts clean.
+#[tokio::test]
+async fn an_attempt_that_is_cut_off_in_the_middle_of_an_answer_starts_clean() {
+    let mut server = Server::start();
+    let document = json!({ "stepwell": 1, "topics": ["answer"], "output": "ask", "nodes": [
+        { "id": "ask", "kind": "llm", "provider": "mock", "model": "mock-slow", "topic": "answer",
+          "prompt": "One two three four five six seven eight nine ten.", "retry": { "max_attempts": 1 } },
+    ] });
+    server.deploy_graph("asking", &document).await;
+    let id = server.start_run("asking", json!(null)).await;
+    server.event_when(&id, |event| event["kind"] == "step.update").await;
+    server.crash();
+    let run = server.ended(&id).await;
+    assert_eq!(run["status"], "completed", "{run}");
+    let events = server.events(&id).await;
+    let updates = check_history(&events);
+    let text: String = updates.iter().map(|update| update["payload"]["delta"].as_str().unwrap()).collect();
+    assert_eq!(text, run["output"]["text"], "what counts of the stream is the answer");
+    let failed = events.iter().find(|event| event["kind"] == "step.failed").unwrap();
+    assert_eq!((&failed["failure"]["code"], &failed["will_retry"]), (&json!("interrupted"), &json!(true)));
 }

@@ -48,7 +48,7 @@ impl Host {
         });
         let sandbox = Arc::new(sandbox.unwrap());
         let config = DriverConfig { active_runs_max: 10, active_runs_per_tenant: 10, grace: Duration::ZERO };
-        let vault = Arc::new(Vault::open(code.path()).unwrap());
+        let vault = Arc::new(Vault::open(code.path(), false).unwrap());
         let outbound = Outbound::new(OutboundConfig::default()).unwrap();
         let outside = Outside { outbound, journal: Arc::clone(&journal), vault };
         let driver = Driver::new(Arc::clone(&journal), Arc::clone(&sandbox), outside.clone(), &config);
@@ -61,6 +61,7 @@ impl Host {
             size_bytes: inspected.size_bytes,
             imports: inspected.imports,
             graph: inspected.graph,
+            is_of_document: false,
         };
         journal.put_version(&tenant, &probe, record, component).await.unwrap();
         Self { disk, journal, sandbox, outside, driver, tenant, probe, _code: code }
@@ -136,10 +137,11 @@ async fn a_host_that_stops_leaves_what_it_cut_off_to_the_next() {
     assert_eq!(next.recover().await.unwrap(), 1);
     let again = || async {
         let events = host.journal.read(&key, 0, usize::MAX).unwrap();
-        let second = events.iter().any(|r| matches!(r.event, Event::StepUpdate { attempt: 2, .. }));
-        second.then_some(())
+        let resumed = events.iter().position(|r| matches!(r.event, Event::StepResumed { .. }))?;
+        let goes_on = events.iter().skip(resumed).any(|r| matches!(r.event, Event::StepUpdate { attempt: 1, .. }));
+        goes_on.then_some(())
     };
-    eventually("the second attempt to publish", again).await;
+    eventually("the attempt to go on", again).await;
     next.cancel(&key, None).await.unwrap();
     next.stop().await;
 }

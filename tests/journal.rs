@@ -177,7 +177,7 @@ fn first_events() -> Vec<Event> {
 
 fn update(n: u64) -> Event {
     let step = "a".parse::<NodeId>().unwrap().into();
-    Event::StepUpdate { step, attempt: 1, topic: "t".into(), payload: json(&n.to_string()) }
+    Event::StepUpdate { step, attempt: 1, topic: "t".into(), payload: json(&n.to_string()), within_call: false }
 }
 
 /// A batch for the nth append of a run: an update, sometimes with content that lives apart, at last the end.

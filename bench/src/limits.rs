@@ -232,6 +232,8 @@ impl Step {
             limits: self.limits,
             inputs: self.inputs.clone(),
             host: Arc::new(NoHost),
+            recorded: Vec::new(),
+            seed: [0; 32],
         }
     }
 }
@@ -311,7 +313,15 @@ impl StepHost for NoHost {
         Box::pin(std::future::ready(Err(CompletionError::UnknownProvider)))
     }
 
-    fn publish(&self, _topic: String, _payload: Json) -> Refused<'_, Seq> {
+    fn has_topic(&self, _topic: &str) -> bool {
+        false
+    }
+
+    fn record(&self, _call: &'static str, _arguments: Digest, _result: Json) -> Refused<'_, ()> {
+        Box::pin(std::future::ready(Err(HostRefusal::Unavailable)))
+    }
+
+    fn publish(&self, _topic: String, _payload: Json, _within_call: bool) -> Refused<'_, Seq> {
         Box::pin(std::future::ready(Err(HostRefusal::Unavailable)))
     }
 

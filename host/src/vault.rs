@@ -29,11 +29,16 @@ pub struct Vault {
 pub struct SealBroken;
 
 impl Vault {
-    /// The vault of a data directory; a new key is written, readable by its owner alone, when there is none.
-    pub fn open(data_dir: &Path) -> io::Result<Self> {
+    /// The vault of a data directory. When there is no key, a new one is written, readable by its owner alone; unless
+    /// there are secrets already, which only the old one opens.
+    pub fn open(data_dir: &Path, has_secrets: bool) -> io::Result<Self> {
         let path = data_dir.join(KEY_FILE);
         let key = match fs::read_to_string(&path) {
             Ok(text) => hex::decode(text.trim()).map_err(io::Error::other)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound && has_secrets => {
+                let why = format!("there are secrets, and {} is gone that opens them", path.display());
+                return Err(io::Error::other(why));
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let key = clock::random_bytes::<KEY_BYTES>();
                 // Under another name first: a crash must not leave a file without a key.
@@ -41,6 +46,8 @@ impl Vault {
                 writeln!(file, "{}", hex::encode(key))?;
                 file.as_file().sync_all()?;
                 file.persist_noclobber(&path)?;
+                // The name too must outlast a power cut, before anything is sealed.
+                fs::File::open(data_dir)?.sync_all()?;
                 key.to_vec()
             }
             Err(error) => return Err(error),
@@ -91,15 +98,16 @@ mod tests {
     fn a_secret_opens_for_its_tenant_and_name_and_key_alone() {
         let (dir, other_dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let (a, b): (TenantId, TenantId) = ("a".parse().unwrap(), "b".parse().unwrap());
-        let vault = Vault::open(dir.path()).unwrap();
+        assert!(Vault::open(dir.path(), true).is_err(), "a key that is gone is not replaced");
+        let vault = Vault::open(dir.path(), false).unwrap();
         let sealed = vault.seal(&a, "KEY", "hunter2");
         assert!(!sealed.contains(&hex::encode("hunter2")));
         assert_ne!(sealed, vault.seal(&a, "KEY", "hunter2"), "the same secret never looks the same");
-        let again = Vault::open(dir.path()).unwrap();
+        let again = Vault::open(dir.path(), true).unwrap();
         assert_eq!(again.unseal(&a, "KEY", &sealed).unwrap().expose(), "hunter2");
         assert!(vault.unseal(&b, "KEY", &sealed).is_err());
         assert!(vault.unseal(&a, "OTHER", &sealed).is_err());
-        assert!(Vault::open(other_dir.path()).unwrap().unseal(&a, "KEY", &sealed).is_err());
+        assert!(Vault::open(other_dir.path(), false).unwrap().unseal(&a, "KEY", &sealed).is_err());
         for broken in ["", "zz", &sealed[2..], &sealed[..sealed.len() - 2]] {
             assert!(vault.unseal(&a, "KEY", broken).is_err());
         }

@@ -9,8 +9,8 @@ use stepwell_core::graph::{DelegateSpec, EdgeSpec, GraphSpec, ItemFailure, Limit
 use stepwell_core::retry::RetryPolicy;
 use stepwell_document::duration::parse_ms;
 use stepwell_document::{
-    CONCURRENCY_DEFAULT, Document, FUEL_DEFAULT, Kind, Llm, MEMORY_BYTES, Node, OnFailure, Plan, Program, Retry,
-    RetryPlan, Transform,
+    CONCURRENCY_DEFAULT, Document, FUEL_DEFAULT, JOIN_FUEL_DEFAULT, JOIN_MEMORY_BYTES, Kind, Llm, MEMORY_BYTES, Node,
+    OnFailure, Plan, Program, Retry, RetryPlan, Transform,
 };
 
 use crate::Checked;
@@ -87,13 +87,15 @@ pub(crate) fn plans(draft: &Draft, shape: &Shape<'_>, needs: Vec<Needs>) -> Vec<
             _ => TIMEOUT_MS,
         };
         let hands_on = matches!(&node.kind, Some(Kind::Join(join)) if join.output.is_none());
+        let is_join = matches!(&node.kind, Some(Kind::Join(_)));
         Plan {
             needs: input.into_iter().chain(ids(&mut needs.nodes.into_iter())).collect(),
             scopes: ids(&mut shape.scopes(index).into_iter()),
             joins: ids(&mut joined(shape, index).filter(|_| hands_on).into_iter()).pop(),
             retry: retry(node.retry.as_ref()),
             timeout_ms: node.timeout.as_deref().and_then(parse_ms).unwrap_or(default_timeout_ms),
-            fuel: node.fuel.unwrap_or(FUEL_DEFAULT),
+            fuel: node.fuel.unwrap_or(if is_join { JOIN_FUEL_DEFAULT } else { FUEL_DEFAULT }),
+            memory_bytes: if is_join { JOIN_MEMORY_BYTES } else { MEMORY_BYTES },
         }
     });
     plans.collect()
@@ -155,7 +157,7 @@ fn node_spec(node: &Node, plan: &Plan) -> NodeSpec {
         description: node.description.clone(),
         needs: plan.needs.clone(),
         retry: RetryPolicy { max_attempts, initial_ms, factor, max_ms, jitter },
-        limits: Limits { fuel: plan.fuel, timeout_ms: plan.timeout_ms, memory_bytes: MEMORY_BYTES },
+        limits: Limits { fuel: plan.fuel, timeout_ms: plan.timeout_ms, memory_bytes: plan.memory_bytes },
         opens,
         closes: if let Kind::Join(join) = &node.kind { Some(join.of.clone()) } else { None },
         delegates_to: match &node.kind {

@@ -38,6 +38,21 @@ pub enum Input {
         topic: String,
         /// The update.
         payload: Payload,
+        /// Whether a call publishes it that the step has not come back from.
+        within_call: bool,
+    },
+    /// A step has called something outside and was answered.
+    RecordCall {
+        /// The step.
+        step: StepId,
+        /// Its attempt.
+        attempt: u32,
+        /// What it called.
+        call: String,
+        /// SHA-256 of what it called it with.
+        arguments: Digest,
+        /// What it was answered.
+        result: Payload,
     },
     /// A step wrote a line.
     Log {
@@ -80,6 +95,8 @@ pub enum Input {
         step: StepId,
         /// The attempt.
         attempt: u32,
+        /// Whether it can be taken up again: it was not in the middle of a call that has published.
+        can_resume: bool,
     },
     /// A time that was owed has come.
     TimerDue,
@@ -150,12 +167,16 @@ impl Run {
             }
             Input::Start if self.status == Some(RunStatus::Queued) => Ok(vec![Event::RunStarted {}]),
             Input::Start => Err(Refusal::OutOfPlace),
-            Input::Publish { step, attempt, topic, payload } => {
+            Input::Publish { step, attempt, topic, payload, within_call } => {
                 self.under_way(&step, attempt)?;
                 if !self.graph.has_topic(&topic) {
                     return Err(Refusal::UnknownTopic);
                 }
-                Ok(vec![Event::StepUpdate { step, attempt, topic, payload }])
+                Ok(vec![Event::StepUpdate { step, attempt, topic, payload, within_call }])
+            }
+            Input::RecordCall { step, attempt, call, arguments, result } => {
+                self.under_way(&step, attempt)?;
+                Ok(vec![Event::StepCall { step, attempt, call, arguments, result }])
             }
             Input::Log { step, attempt, level, message } => {
                 self.under_way(&step, attempt)?;
@@ -176,7 +197,7 @@ impl Run {
                     Err(failure) => self.failed(step, (&place, state), failure, fuel_used, now, dice),
                 }])
             }
-            Input::AttemptLost { step, attempt } => Ok(vec![self.lost(step, attempt, now)?]),
+            Input::AttemptLost { step, attempt, can_resume } => Ok(vec![self.lost(step, attempt, can_resume, now)?]),
             Input::TimerDue => Ok(self.wake(now)),
             Input::Cancel { reason } => {
                 if self.status.is_none() {
@@ -250,11 +271,15 @@ impl Run {
         Event::StepFailed { step, attempt: state.attempts, failure, will_retry, next_attempt_at, fuel_used }
     }
 
-    /// An attempt that was cut off is rolled back and started anew at once, as a new attempt. It does not use up
-    /// the policy's attempts: the step has done nothing wrong. One that is cut off again and again has.
-    fn lost(&self, step: StepId, attempt: u32, now: Timestamp) -> Result<Event, Refusal> {
+    /// An attempt that was cut off is taken up again, or where that cannot be rolled back and started anew at once, as a
+    /// new attempt. Neither uses up the policy's attempts: the step has done nothing wrong. One that is cut off again and
+    /// again has.
+    fn lost(&self, step: StepId, attempt: u32, can_resume: bool, now: Timestamp) -> Result<Event, Refusal> {
         let (_, state) = self.under_way(&step, attempt)?;
         let will_retry = state.interruptions < INTERRUPTIONS_MAX;
+        if will_retry && can_resume {
+            return Ok(Event::StepResumed { step });
+        }
         let failure = if will_retry {
             Failure::platform(FailureKind::Retryable, INTERRUPTED, "the host stopped while the attempt was under way")
         } else {

@@ -80,6 +80,24 @@ pub enum Event {
         topic: String,
         /// What it published.
         payload: Payload,
+        /// It was published by a call that the step had not come back from, such as an answer while it comes.
+        #[serde(default, skip_serializing_if = "is_false")]
+        within_call: bool,
+    },
+    /// A step has called something outside, and this is what came of it. When the attempt is interrupted and taken up
+    /// again, the call is not made a second time: it is answered with this.
+    #[serde(rename = "step.call")]
+    StepCall {
+        /// The step.
+        step: StepId,
+        /// The attempt that called.
+        attempt: u32,
+        /// What it called, such as `http.send`.
+        call: String,
+        /// SHA-256 of what it called it with.
+        arguments: Digest,
+        /// What it was answered.
+        result: Payload,
     },
     /// A step wrote a line for its operators.
     #[serde(rename = "step.log")]
@@ -118,7 +136,8 @@ pub enum Event {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         until: Option<Timestamp>,
     },
-    /// What the step waited for has come.
+    /// What the step waited for has come; or the host that ran its attempt had stopped, and the attempt is taken up again
+    /// where its recorded calls end.
     #[serde(rename = "step.resumed")]
     StepResumed {
         /// The step.
@@ -229,6 +248,7 @@ impl Event {
             Self::RunCancelled { .. } => "run.cancelled",
             Self::StepStarted { .. } => "step.started",
             Self::StepUpdate { .. } => "step.update",
+            Self::StepCall { .. } => "step.call",
             Self::StepLog { .. } => "step.log",
             Self::StepArtifact { .. } => "step.artifact",
             Self::StepSuspended { .. } => "step.suspended",
@@ -253,6 +273,7 @@ impl Event {
         match self {
             Self::StepStarted { step, .. }
             | Self::StepUpdate { step, .. }
+            | Self::StepCall { step, .. }
             | Self::StepLog { step, .. }
             | Self::StepArtifact { step, .. }
             | Self::StepSuspended { step, .. }
@@ -279,6 +300,7 @@ impl Event {
             Self::RunQueued { input: Payload::Stored(content), .. }
             | Self::RunCompleted { output: Payload::Stored(content) }
             | Self::StepUpdate { payload: Payload::Stored(content), .. }
+            | Self::StepCall { result: Payload::Stored(content), .. }
             | Self::StepCompleted { output: Payload::Stored(content), .. }
             | Self::StepArtifact { content, .. } => Some(content),
             _ => None,

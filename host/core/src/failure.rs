@@ -43,7 +43,7 @@ pub struct Failure {
     pub details: Option<Json>,
 }
 
-/// The code of an attempt that was cut off because the host stopped.
+/// The code of an attempt that was cut off because the host stopped, and could not be taken up again.
 pub const INTERRUPTED: &str = "interrupted";
 /// The code of an attempt that the host could not run.
 pub const UNAVAILABLE: &str = "sandbox_unavailable";

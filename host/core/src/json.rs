@@ -51,6 +51,21 @@ impl Json {
         Self::parse(text)
     }
 
+    /// An array of values, `null` where there is none. One level deeper than the deepest of them, and so perhaps one
+    /// deeper than [`JSON_DEPTH_MAX`].
+    #[must_use]
+    pub fn array(values: &[Option<Self>]) -> Self {
+        let mut text =
+            String::with_capacity(2 + values.iter().flatten().map(|value| value.len_bytes() + 1).sum::<usize>());
+        for (place, value) in values.iter().enumerate() {
+            text.push(if place == 0 { '[' } else { ',' });
+            text.push_str(value.as_ref().map_or("null", Self::as_str));
+        }
+        text.push_str(if values.is_empty() { "[]" } else { "]" });
+        // Valid values between brackets and commas are a valid value.
+        RawValue::from_string(text).map_or_else(|_| Self::null(), |raw| Self(raw.into()))
+    }
+
     /// `null`.
     #[must_use]
     pub fn null() -> Self {

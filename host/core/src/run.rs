@@ -10,7 +10,8 @@
 //! Steps live in *frames*: the outermost scope has one, a fan-out has one for each item under way, a loop one for
 //! its iteration. A frame goes when its steps are done; what remains of it is what the closing node needs.
 
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -75,6 +76,7 @@ impl RunStatus {
             Event::RunCancelled { .. } => Some(Self::Cancelled),
             Event::StepStarted { .. }
             | Event::StepUpdate { .. }
+            | Event::StepCall { .. }
             | Event::StepLog { .. }
             | Event::StepArtifact { .. }
             | Event::StepSuspended { .. }
@@ -120,6 +122,14 @@ pub struct IllegalEvent {
     pub reason: String,
 }
 
+/// Steps of one run that are under way or wait for something, at once. What is due beyond it begins when others end: a
+/// fan-out within a fan-out must take neither the memory of the host nor the time of other runs.
+pub const STEPS_AT_ONCE_MAX: usize = if cfg!(test) { 6 } else { 1_000 };
+/// Bytes of results that a run keeps in memory. A shell stores further ones apart, see [`Run::keeps_much`].
+const KEPT_BYTES: usize = 16 << 20;
+/// Bytes of a failure's message that the node which closes its fan-out is told.
+const TOLD_BYTES_MAX: usize = 256;
+
 /// A run, as far as its events tell.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Run {
@@ -131,11 +141,16 @@ pub struct Run {
     frames: HashMap<FrameKey, Frame>,
     /// Scopes that were entered and not closed yet. The items are those around the scope.
     regions: HashMap<FrameKey, Region>,
+    /// What failed first in each fan-out in which something has.
+    first_failures: HashMap<FrameKey, (StepId, Failure)>,
     /// Steps that are running or suspended: all that can move, or be owed, without looking at every step.
     pub(crate) active: BTreeSet<Place>,
     /// How many of them are not suspended.
     moving: usize,
-    /// What must be recorded before anything else happens. Empty between appends.
+    /// Bytes of all results that were kept as they are.
+    kept_bytes: usize,
+    /// What must be recorded before anything else happens. Between appends there are only starts left, for which there
+    /// is no room.
     due: BTreeSet<Due>,
     /// Updates of attempts that have just failed or been cancelled, to be marked. Empty between appends.
     rollbacks: VecDeque<(StepId, u32, Seq, Seq)>,
@@ -168,8 +183,8 @@ enum Region {
         next: u32,
         /// Items that were started and are not done.
         under_way: u32,
-        /// For each item, what the closing node needs of it. `None` while it is not done, or when it failed.
-        outputs: Vec<Option<Box<[Option<Payload>]>>>,
+        /// What the closing node needs of the items that are done and have not failed.
+        outputs: BTreeMap<u32, Box<[Option<Payload>]>>,
         failures: Vec<ItemFailed>,
     },
     Repeat {
@@ -185,7 +200,9 @@ enum Region {
 struct ItemFailed {
     index: u32,
     step: StepId,
-    failure: Failure,
+    code: String,
+    /// The beginning of it.
+    message: String,
 }
 
 /// Where a step is: its node and the items of its frame.
@@ -202,9 +219,11 @@ enum Due {
     Cancel(StepId, u32, Option<(Seq, Seq)>),
     Skip(Place),
     Suspend(Place, Option<Timestamp>),
+    /// The next attempt of a step that has its place among those under way.
+    Again(Place),
     Start(Place),
-    /// The next item of a region.
-    Item(FrameKey),
+    /// The next item of a region. The innermost first, so that what was begun is brought to an end before more is begun.
+    Item(Reverse<usize>, FrameKey),
 }
 
 /// A step, as far as the run's events tell.
@@ -288,8 +307,10 @@ impl Run {
             input: Payload::Inline(Json::null()),
             frames: HashMap::new(),
             regions: HashMap::new(),
+            first_failures: HashMap::new(),
             active: BTreeSet::new(),
             moving: 0,
+            kept_bytes: 0,
             due: BTreeSet::new(),
             rollbacks: VecDeque::new(),
             failed: None,
@@ -385,10 +406,10 @@ impl Run {
                 }
             }
             Need::EachOutput(_) => {
-                let Region::Each { outputs, .. } = self.region(node.closes?, &place.items)? else { return None };
+                let Region::Each { outputs, count, .. } = self.region(node.closes?, &place.items)? else { return None };
                 let needed = gathered(node).position(|needed| needed == index)?;
-                let output = |item: &Option<Box<[Option<Payload>]>>| item.as_ref()?.get(needed)?.clone();
-                Some(Value::Many(outputs.iter().map(output).collect()))
+                let output = |item: u32| outputs.get(&item)?.get(needed)?.clone();
+                Some(Value::Many((0..*count).map(output).collect()))
             }
             Need::LastOutput(_) => {
                 let Region::Repeat { index: iteration, .. } = self.region(node.closes?, &place.items)? else {
@@ -437,7 +458,7 @@ impl Run {
         if let Some((step, failure)) = self.failed.clone() {
             return Some(Event::RunFailed { step: Some(step), failure });
         }
-        if let Some(due) = self.due.first() {
+        if let Some(due) = self.next_due() {
             return match due {
                 Due::Cancel(step, ..) => Some(Event::StepCancelled { step: step.clone() }),
                 Due::Skip(place) => Some(Event::StepSkipped { step: self.id_of(place)? }),
@@ -445,10 +466,10 @@ impl Run {
                     let (step, reason) = (self.id_of(place)?, SuspendReason::Retry);
                     Some(Event::StepSuspended { step, reason, until: *until })
                 }
-                Due::Start(place) => {
+                Due::Start(place) | Due::Again(place) => {
                     Some(Event::StepStarted { step: self.id_of(place)?, attempt: self.at(place)?.attempts + 1 })
                 }
-                Due::Item(key) => self.first_of_next_item(key).map(|step| Event::StepStarted { step, attempt: 1 }),
+                Due::Item(_, key) => self.first_of_next_item(key).map(|step| Event::StepStarted { step, attempt: 1 }),
             };
         }
         if self.open() == 0 {
@@ -531,7 +552,8 @@ impl Run {
             Event::StepStarted { step, attempt } => {
                 let place = self.find(step)?;
                 self.enter_next_item(&place);
-                if !self.due.remove(&Due::Start(place.clone())) {
+                let is_due = self.due.remove(&Due::Start(place.clone())) || self.due.remove(&Due::Again(place.clone()));
+                if !is_due {
                     return Err("the step is not due".to_owned());
                 }
                 let step = self.at_mut(&place)?;
@@ -547,7 +569,9 @@ impl Run {
                 let first = step.updates.map_or(seq, |(first, _)| first);
                 step.updates = Some((first, seq));
             }
-            Event::StepLog { step, attempt, .. } => drop(self.running(step, *attempt)?),
+            Event::StepLog { step, attempt, .. } | Event::StepCall { step, attempt, .. } => {
+                drop(self.running(step, *attempt)?);
+            }
             Event::StepCompleted { step, attempt, output, labels, fan_out, again, .. } => {
                 let (place, _) = self.running(step, *attempt)?;
                 self.complete(&place, output, labels, *fan_out, *again)?;
@@ -568,7 +592,7 @@ impl Run {
                 } else {
                     self.set(&place, StepState::BetweenAttempts)?;
                     let at_once = failure.is_interruption();
-                    self.due.insert(if at_once { Due::Start(place) } else { Due::Suspend(place, *next_attempt_at) });
+                    self.due.insert(if at_once { Due::Again(place) } else { Due::Suspend(place, *next_attempt_at) });
                 }
             }
             Event::StepRolledBack { step, attempt, first_seq, last_seq } => {
@@ -586,11 +610,19 @@ impl Run {
             }
             Event::StepResumed { step } => {
                 let place = self.find(step)?;
-                if !matches!(self.at_mut(&place)?.state, StepState::Suspended { .. }) {
-                    return Err("the step is not suspended".to_owned());
+                let step = self.at_mut(&place)?;
+                match step.state {
+                    // The attempt goes on in another instance.
+                    StepState::Running { .. } => {
+                        step.interruptions += 1;
+                        self.set(&place, StepState::Running { since: seq })?;
+                    }
+                    StepState::Suspended { .. } => {
+                        self.set(&place, StepState::BetweenAttempts)?;
+                        self.due.insert(Due::Again(place));
+                    }
+                    _ => return Err("the step is neither suspended nor under way".to_owned()),
                 }
-                self.set(&place, StepState::BetweenAttempts)?;
-                self.due.insert(Due::Start(place));
             }
             Event::StepSkipped { step } => {
                 let place = self.find(step)?;
@@ -619,9 +651,25 @@ impl Run {
         Ok(())
     }
 
+    /// What must be recorded next of what is due: not a start when there is no room.
+    fn next_due(&self) -> Option<&Due> {
+        let has_room = self.active.len() < STEPS_AT_ONCE_MAX;
+        self.due.first().filter(|due| match due {
+            Due::Start(_) | Due::Item(..) => has_room,
+            Due::Cancel(..) | Due::Skip(_) | Due::Suspend(..) | Due::Again(_) => true,
+        })
+    }
+
     /// Whether nothing must be recorded before anything else.
     fn is_settled(&self) -> bool {
-        self.due.is_empty() && self.rollbacks.is_empty() && self.failed.is_none()
+        self.next_due().is_none() && self.rollbacks.is_empty() && self.failed.is_none()
+    }
+
+    /// Whether the results that the run keeps have become many: further ones are better stored apart, with a reference in
+    /// their event.
+    #[must_use]
+    pub fn keeps_much(&self) -> bool {
+        self.kept_bytes > KEPT_BYTES
     }
 
     /// Whether all that is left waits: then the run is suspended.
@@ -665,17 +713,21 @@ impl Run {
                 Some(Region::Each { .. }) | None => {}
             }
             self.regions.remove(&key);
+            self.first_failures.remove(&key);
         }
         let opens = node.opens.and_then(|scope| Some((scope, graph.inner(scope)?.kind)));
         let region = match (opens, fan_out, again) {
             (Some((_, ScopeKind::Each { .. })), Some(count), false) => {
-                let outputs = vec![None; count as usize];
-                Some(Region::Each { count, next: 0, under_way: 0, outputs, failures: Vec::new() })
+                let (outputs, failures) = (BTreeMap::new(), Vec::new());
+                Some(Region::Each { count, next: 0, under_way: 0, outputs, failures })
             }
             (Some((_, ScopeKind::Repeat { .. })), None, _) => Some(Region::Repeat { index: 0, state: output.clone() }),
             (None, None, false) => None,
             _ => return Err("the result does not fit the node".to_owned()),
         };
+        if let Payload::Inline(json) = output {
+            self.kept_bytes += json.len_bytes();
+        }
         self.set(place, StepState::Completed { output: output.clone() })?;
         let (Some((scope, _)), Some(region)) = (opens, region) else {
             self.close(place, &Taken::by(labels));
@@ -756,7 +808,7 @@ impl Run {
         let Some(scope) = self.graph.node(place.node).map(|node| node.scope) else { return };
         let Some((item, around)) = place.items.split_last() else { return };
         let key = FrameKey { scope, items: around.to_vec() };
-        if !self.due.contains(&Due::Item(key.clone())) || self.frame(scope, &place.items).is_some() {
+        if !self.due.contains(&self.due_item(&key)) || self.frame(scope, &place.items).is_some() {
             return;
         }
         if let Some(Region::Each { next, under_way, .. }) = self.regions.get_mut(&key)
@@ -777,6 +829,10 @@ impl Run {
         Some(StepId { node: first.id.clone(), items: [key.items.as_slice(), &[*next]].concat() })
     }
 
+    fn due_item(&self, key: &FrameKey) -> Due {
+        Due::Item(Reverse(self.graph.depth(key.scope)), key.clone())
+    }
+
     /// Sees what a fan-out does next.
     fn go_on(&mut self, key: &FrameKey) {
         let kind = self.graph.inner(key.scope).map(|inner| inner.kind);
@@ -791,13 +847,17 @@ impl Run {
         let is_done = next == count && *under_way == 0;
         let failed = failures.first().filter(|_| on_failure == ItemFailure::Finish).cloned();
         if has_room {
-            self.due.insert(Due::Item(key.clone()));
+            self.due.insert(self.due_item(key));
         } else {
-            self.due.remove(&Due::Item(key.clone()));
+            self.due.remove(&self.due_item(key));
         }
         match failed {
             _ if !is_done => {}
-            Some(ItemFailed { step, failure, .. }) => self.fail_around(key, &step, &failure),
+            Some(_) => {
+                if let Some((step, failure)) = self.first_failures.remove(key) {
+                    self.fail_around(key, &step, &failure);
+                }
+            }
             None => self.leave(key),
         }
     }
@@ -823,9 +883,7 @@ impl Run {
         let gathered = needed.map(|node| self.output_at(&key.items, node)).collect();
         if let Some(Region::Each { under_way, outputs, .. }) = self.regions.get_mut(&around) {
             *under_way -= 1;
-            if let Some(output) = outputs.get_mut(*item as usize) {
-                *output = Some(gathered);
-            }
+            outputs.insert(*item, gathered);
         }
         self.frames.remove(&key);
         self.go_on(&around);
@@ -864,7 +922,10 @@ impl Run {
         let Some(index) = key.items.pop() else { return };
         if let Some(Region::Each { under_way, failures, .. }) = self.regions.get_mut(&key) {
             *under_way -= 1;
-            failures.push(ItemFailed { index, step: id.clone(), failure: failure.clone() });
+            let message = failure.message.get(..failure.message.floor_char_boundary(TOLD_BYTES_MAX));
+            let (code, message) = (failure.code.clone(), message.unwrap_or_default().to_owned());
+            failures.push(ItemFailed { index, step: id.clone(), code, message });
+            self.first_failures.entry(key.clone()).or_insert_with(|| (id.clone(), failure.clone()));
         }
         self.go_on(&key);
     }
@@ -887,12 +948,14 @@ impl Run {
         }
         self.due.retain(|due| match due {
             Due::Cancel(..) => true,
-            Due::Skip(place) | Due::Suspend(place, _) | Due::Start(place) => {
+            Due::Skip(place) | Due::Suspend(place, _) | Due::Again(place) | Due::Start(place) => {
                 !inside(scope_of(place.node), &place.items)
             }
-            Due::Item(region) => !(region.scope != key.scope && inside(region.scope, &region.items)),
+            Due::Item(_, region) => !(region.scope != key.scope && inside(region.scope, &region.items)),
         });
-        self.regions.retain(|region, _| region.scope == key.scope || !inside(region.scope, &region.items));
+        let is_left = |region: &FrameKey| region.scope == key.scope || !inside(region.scope, &region.items);
+        self.regions.retain(|region, _| is_left(region));
+        self.first_failures.retain(|region, _| is_left(region));
         self.frames.retain(|frame, _| !inside(frame.scope, &frame.items));
     }
 
@@ -904,6 +967,7 @@ impl Run {
             }
         }
         self.regions.clear();
+        self.first_failures.clear();
         self.active.clear();
         self.due.clear();
         self.rollbacks.clear();
@@ -1019,8 +1083,8 @@ fn gathered(closer: &Node) -> impl Iterator<Item = NodeIndex> {
 fn failures_json(failures: &[ItemFailed]) -> Json {
     let mut failures: Vec<&ItemFailed> = failures.iter().collect();
     failures.sort_by_key(|failed| failed.index);
-    let failures = failures.iter().map(|ItemFailed { index, step, failure }| {
-        json!({ "index": index, "node": step.node, "code": failure.code, "message": failure.message })
+    let failures = failures.iter().map(|ItemFailed { index, step, code, message }| {
+        json!({ "index": index, "node": step.node, "code": code, "message": message })
     });
     // Names, numbers and texts: always JSON.
     Json::of(&failures.collect::<Vec<_>>()).unwrap_or_else(|_| Json::null())

@@ -200,6 +200,7 @@ impl StepView {
             Event::StepSkipped { .. } => self.status = StepStatus::Skipped,
             Event::StepCancelled { .. } => self.cancel(at),
             Event::StepUpdate { .. }
+            | Event::StepCall { .. }
             | Event::StepLog { .. }
             | Event::StepArtifact { .. }
             | Event::StepRolledBack { .. }

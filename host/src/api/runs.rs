@@ -64,7 +64,8 @@ pub(super) struct StartBody<'a> {
         (status = 200, description = "With `Prefer: wait`: the run has ended.", body = RunBody),
         (status = 404, description = "`unknown_workflow`, `unknown_version`", body = ProblemBody),
         (status = 413, description = "`too_large`", body = ProblemBody),
-        (status = 422, description = "`invalid_json`, `invalid_body`, `invalid_input`, `idempotency_mismatch`", body = ProblemBody),
+        (status = 422, description = "`invalid_json`, `invalid_body`, `invalid_input` (with `problems` where the workflow has a schema), `input_not_checked`, `idempotency_mismatch`", body = ProblemBody),
+        (status = 503, description = "`unavailable`", body = ProblemBody),
     ))]
 pub(super) async fn start(
     State(app): State<App>,

@@ -67,7 +67,11 @@ pub(super) fn checked_name(name: &str) -> Result<(), Problem> {
 
 fn is_host(host: &str) -> bool {
     let name = host.strip_prefix("*.").unwrap_or(host);
-    (1..=253).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._:[]".contains(&b))
+    // As URLs spell them: in lower case, without a port.
+    let is_literal = name.starts_with('[') && name.ends_with(']');
+    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-._".contains(&b);
+    let allowed = |b: u8| plain(b) || (is_literal && b":[]".contains(&b));
+    (1..=253).contains(&name.len()) && name.bytes().all(allowed)
 }
 
 /// Sets a secret, in place of one with the same name. Steps that start from now on use it.
@@ -93,7 +97,9 @@ pub(super) async fn put(
         return Err(Problem::invalid("invalid_body", format!("a secret has 1 to {SECRET_BYTES_MAX} bytes")));
     }
     if hosts.len() > HOSTS_MAX || !hosts.iter().all(|host| is_host(host)) {
-        let rule = format!("a secret has at most {HOSTS_MAX} hosts, each a name or address without scheme and path");
+        let rule = format!(
+            "a secret has at most {HOSTS_MAX} hosts, each a name or address in lower case, without scheme, port and path"
+        );
         return Err(Problem::invalid("invalid_body", rule));
     }
     let known = app.journal.secret_records(&tenant.0)?;

@@ -417,7 +417,7 @@ pub(super) struct EventSchema {
     /// When it was decided (RFC 3339).
     at: String,
     /// What happened: `run.queued`, `run.started`, `run.suspended`, `run.resumed`, `run.completed`, `run.failed`,
-    /// `run.cancelled`, `step.started`, `step.update`, `step.log`, `step.artifact`, `step.suspended`, `step.resumed`,
+    /// `run.cancelled`, `step.started`, `step.update`, `step.log`, `step.artifact`, `step.call`, `step.suspended`, `step.resumed`,
     /// `step.completed`, `step.failed`, `step.rolled_back`, `step.skipped`, `step.cancelled`.
     kind: String,
     /// The step's node, for events of steps and for `run.failed`.
@@ -459,7 +459,9 @@ pub(super) struct EventSchema {
     name: Option<String>,
     /// `step.artifact`: its media type.
     media_type: Option<String>,
-    /// `step.artifact`: bytes of its content.
+    /// `step.call`: what was called outside, such as `http.send`.
+    call: Option<String>,
+    /// `step.artifact`, `step.call`: bytes of its content, or of its answer.
     size_bytes: Option<u64>,
     /// `step.artifact`: SHA-256 of its content.
     sha256: Option<String>,
@@ -534,6 +536,12 @@ impl Serialize for EventBody<'_> {
                 map.serialize_entry("attempt", attempt)?;
                 map.serialize_entry("level", level)?;
                 map.serialize_entry("message", message)?;
+            }
+            // What came of it is between the host and the step; the step's result tells what matters of it.
+            Event::StepCall { attempt, call, result, .. } => {
+                map.serialize_entry("attempt", attempt)?;
+                map.serialize_entry("call", call)?;
+                map.serialize_entry("size_bytes", &result.size_bytes())?;
             }
             Event::StepArtifact { attempt, name, media_type, content, .. } => {
                 map.serialize_entry("attempt", attempt)?;

@@ -1,5 +1,7 @@
 //! Deploying workflows, and looking at them.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
@@ -9,6 +11,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde_json::json;
 use stepwell_compiler::DOCUMENT_BYTES_MAX;
+use stepwell_core::graph::{NodeSpec, PROBLEMS_MAX};
 use stepwell_core::{Digest, GraphSpec, WorkflowName};
 use utoipa::ToSchema;
 
@@ -20,6 +23,9 @@ use crate::clock;
 use crate::journal::catalog::VersionRecord;
 use crate::sandbox::CompiledGraph;
 use crate::sandbox::limits::COMPONENT_BYTES_MAX;
+
+/// Versions that one graph may delegate to.
+const DELEGATES_MAX: usize = 100;
 
 fn unknown_workflow() -> Problem {
     Problem::not_found("unknown_workflow", "there is no such workflow")
@@ -39,7 +45,8 @@ pub(super) fn name(text: &str) -> Result<WorkflowName, Problem> {
     responses(
         (status = 201, description = "The version is stored.", body = VersionBody),
         (status = 413, description = "`too_large`", body = ProblemBody),
-        (status = 422, description = "`not_a_component`, `core_module`, `invalid_component`, `forbidden_imports`, `wrong_exports`, `incompatible_component`, `describe_failed`, `invalid_graph` (with all `problems`), `compile_limit`, `invalid_name`, `unknown_delegate`", body = ProblemBody),
+        (status = 422, description = "`not_a_component`, `core_module`, `invalid_component`, `forbidden_imports`, `wrong_exports`, `incompatible_component`, `describe_failed`, `invalid_graph` (with all `problems`), `compile_limit`, `invalid_name`, `unknown_delegate`, `too_many_delegates`", body = ProblemBody),
+        (status = 503, description = "`unavailable`: it cannot be compiled at present.", body = ProblemBody),
     ))]
 pub(super) async fn deploy(
     State(app): State<App>,
@@ -49,7 +56,8 @@ pub(super) async fn deploy(
     body: Body,
 ) -> Result<Response, Problem> {
     let name: WorkflowName = name.parse().map_err(|error| Problem::invalid("invalid_name", format!("{error}")))?;
-    let (component, inspection) = if is_json(&headers) {
+    let is_of_document = is_json(&headers);
+    let (component, inspection) = if is_of_document {
         let document = problem::body(&headers, body, DOCUMENT_BYTES_MAX).await?;
         let CompiledGraph { component, inspection } = app.sandbox.compile_graph(&tenant.0, document).await?;
         (component, inspection)
@@ -58,13 +66,15 @@ pub(super) async fn deploy(
         let inspection = app.sandbox.inspect(&tenant.0, component.clone()).await?;
         (component, inspection)
     };
-    let delegates = delegates(&app, &tenant, &inspection.graph)?;
+    let mut imports = imports_of_delegates(&app, &tenant, &inspection.graph)?;
+    imports.extend(inspection.imports);
     let record = VersionRecord {
         version: inspection.version,
         created_at: clock::now(),
         size_bytes: inspection.size_bytes,
-        imports: with_delegates(inspection.imports, &delegates),
+        imports: imports.into_iter().collect(),
         graph: inspection.graph,
+        is_of_document,
     };
     let record = app.journal.put_version(&tenant.0, &name, record, component).await?;
     tracing::info!(tenant = %tenant.0, workflow = %name, version = %record.version, "deployed");
@@ -81,48 +91,59 @@ fn is_json(headers: &HeaderMap) -> bool {
     kind.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("application/json")
 }
 
-/// The versions whose nodes a graph delegates to. All of them are the tenant's and have these nodes.
-fn delegates(app: &App, tenant: &Tenant, graph: &GraphSpec) -> Result<Vec<VersionRecord>, Problem> {
-    let mut found: Vec<VersionRecord> = Vec::new();
+/// What the versions import whose nodes a graph delegates to. All of them are the tenant's and have these nodes.
+fn imports_of_delegates(app: &App, tenant: &Tenant, graph: &GraphSpec) -> Result<BTreeSet<String>, Problem> {
+    let mut imports = BTreeSet::new();
+    // Each version is read once, and what is kept of it is little: a graph may name one of them ten thousand times.
+    let mut nodes_of: BTreeMap<(&str, &str), BTreeMap<String, bool>> = BTreeMap::new();
     let mut problems = Vec::new();
     for node in &graph.nodes {
         let Some(delegate) = &node.delegates_to else { continue };
-        let record = match (delegate.workflow.parse(), delegate.version.parse()) {
-            (Ok(workflow), Ok(version)) => app.journal.version(&tenant.0, &workflow, &version)?,
-            _ => None,
-        };
-        let target = record.as_ref().map(|record| record.graph.nodes.iter().find(|other| other.id == delegate.node));
-        let message = match target {
-            None => format!("there is no version {} of a workflow `{}`", delegate.version, delegate.workflow),
-            Some(None) => format!("the workflow `{}` has no node `{}`", delegate.workflow, delegate.node),
-            Some(Some(other)) if other.opens.is_some() || other.closes.is_some() || other.delegates_to.is_some() => {
+        let key = (delegate.workflow.as_str(), delegate.version.as_str());
+        if !nodes_of.contains_key(&key) {
+            if nodes_of.len() == DELEGATES_MAX {
+                let message = format!("a graph delegates to at most {DELEGATES_MAX} versions");
+                return Err(Problem::invalid("too_many_delegates", message));
+            }
+            let record = match (delegate.workflow.parse(), delegate.version.parse()) {
+                (Ok(workflow), Ok(version)) => app.journal.version(&tenant.0, &workflow, &version)?,
+                _ => None,
+            };
+            let mut nodes = BTreeMap::new();
+            if let Some(record) = record {
+                imports.extend(record.imports);
+                let stands_alone =
+                    |node: &NodeSpec| node.opens.is_none() && node.closes.is_none() && node.delegates_to.is_none();
+                nodes.extend(record.graph.nodes.into_iter().map(|node| (node.id.clone(), stands_alone(&node))));
+            }
+            nodes_of.insert(key, nodes);
+        }
+        let nodes = nodes_of.get(&key);
+        let message = match nodes.and_then(|nodes| nodes.get(&delegate.node)) {
+            Some(true) => continue,
+            Some(false) => {
                 format!("the node `{}` opens, closes or delegates, and cannot stand for itself", delegate.node)
             }
-            Some(Some(_)) => {
-                found.extend(record);
-                continue;
+            None if nodes.is_some_and(|nodes| !nodes.is_empty()) => {
+                format!("the workflow `{}` has no node `{}`", delegate.workflow, delegate.node)
             }
+            None => format!("there is no version {} of a workflow `{}`", delegate.version, delegate.workflow),
         };
-        problems.push(json!({ "node": node.id, "field": "workflow", "code": "unknown_delegate", "message": message }));
+        if problems.len() < PROBLEMS_MAX {
+            problems
+                .push(json!({ "node": node.id, "field": "workflow", "code": "unknown_delegate", "message": message }));
+        }
     }
     if problems.is_empty() {
-        return Ok(found);
+        return Ok(imports);
     }
     Err(Problem::invalid("unknown_delegate", "the graph delegates to what is not there").with("problems", problems))
-}
-
-/// What a version asks for: what its component imports, and what those import that it delegates to.
-fn with_delegates(mut imports: Vec<String>, delegates: &[VersionRecord]) -> Vec<String> {
-    imports.extend(delegates.iter().flat_map(|record| record.imports.iter().cloned()));
-    imports.sort();
-    imports.dedup();
-    imports
 }
 
 /// What there is to say about a graph document.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct ValidationBody {
-    /// Whether it can be deployed.
+    /// Whether nothing is wrong with it. Deploying it also looks for the workflows that it refers to.
     valid: bool,
     /// All that is wrong with it.
     problems: Vec<GraphProblemBody>,
@@ -153,6 +174,7 @@ pub(super) struct GraphProblemBody {
         (status = 200, description = "Whether it can be deployed, and why not.", body = ValidationBody),
         (status = 413, description = "`too_large`", body = ProblemBody),
         (status = 422, description = "`compile_limit`", body = ProblemBody),
+        (status = 503, description = "`unavailable`: it cannot be checked at present.", body = ProblemBody),
     ))]
 pub(super) async fn validate(
     State(app): State<App>,
@@ -237,9 +259,11 @@ pub(super) async fn document(
 ) -> Result<Response, Problem> {
     let unknown = || Problem::not_found("unknown_version", "the workflow has no such version");
     let version: Digest = version.parse().map_err(|_| unknown())?;
-    app.journal.version(&tenant.0, &name(&text)?, &version)?.ok_or_else(unknown)?;
+    let record = app.journal.version(&tenant.0, &name(&text)?, &version)?.ok_or_else(unknown)?;
     let component = app.journal.component(&tenant.0, &version)?.ok_or_else(unknown)?;
-    let document = stepwell_compiler::specialize::document_of(&component).map(Bytes::copy_from_slice);
+    // A component that was uploaded may carry anything under that name.
+    let document = stepwell_compiler::specialize::document_of(&component).filter(|_| record.is_of_document);
+    let document = document.map(Bytes::copy_from_slice);
     let document =
         document.ok_or_else(|| Problem::not_found("no_document", "the version was uploaded as a component"))?;
     Ok(([(header::CONTENT_TYPE, "application/json")], document).into_response())

@@ -113,7 +113,7 @@ pub(super) async fn inspect(path: &Path, json: bool) -> anyhow::Result<u8> {
             out::line(format_args!("  closes  {opener}"));
         }
         if let Some(DelegateSpec { workflow, version, node }) = &node.delegates_to {
-            out::line(format_args!("  runs    {node} of {workflow} {version}"));
+            out::line(format_args!("  runs    {node} of {workflow} {version}, and may ask for what that one imports"));
         }
         let (limits, retry) = (node.limits, node.retry);
         let memory = out::size(limits.memory_bytes);

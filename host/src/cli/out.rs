@@ -76,6 +76,7 @@ pub(super) fn event(json: &str) {
         "run.cancelled" => text("reason").to_owned(),
         "step.started" => format!("{}{attempt}", step),
         "step.update" => format!("{} {} {}", step, text("topic"), value("payload")),
+        "step.call" => format!("{step} {}, {}", text("call"), size(number("size_bytes"))),
         "step.log" => format!("{} {}: {}", step, text("level"), text("message")),
         "step.artifact" => {
             format!("{} {} ({}, {})", step, text("name"), text("media_type"), size(number("size_bytes")))

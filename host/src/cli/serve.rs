@@ -130,7 +130,8 @@ async fn serve_until_told(args: ServeArgs) -> anyhow::Result<()> {
         active_runs_per_tenant: args.active_runs_per_tenant.unwrap_or(active_runs - active_runs / 4),
         grace: Duration::from_secs(args.grace_seconds),
     };
-    let vault = Arc::new(Vault::open(data_dir).context("cannot read or make the key of the secrets")?);
+    let vault =
+        Arc::new(Vault::open(data_dir, journal.has_secrets()?).context("cannot read or make the key of the secrets")?);
     let reach = match (args.egress, args.dev) {
         (Some(EgressArg::Nothing), _) => Reach::Nothing,
         (Some(EgressArg::Public), _) | (None, false) => Reach::Public,

@@ -16,6 +16,7 @@
 //! Runs share no lock but the registry's, which is split and held for a lookup. Read on: [`run_loop`].
 
 mod elements;
+mod interrupted;
 mod outside;
 mod registry;
 mod run_loop;

@@ -17,7 +17,7 @@ use stepwell_outbound::{
 };
 
 use crate::journal::RedbJournal;
-use crate::journal::catalog::{ProviderKindRecord, ProviderRecord};
+use crate::journal::catalog::{ProviderKindRecord, ProviderRecord, SecretRecord};
 use crate::sandbox::{Authorization, CompletionError, HostRefusal, StepHost};
 use crate::vault::Vault;
 
@@ -61,16 +61,14 @@ impl Outside {
         let denied = |why: String| HttpError::Denied(why);
         let record = self.journal.secret_record(tenant, name).map_err(|error| {
             tracing::error!(%tenant, %error, "a secret could not be read");
-            denied("the secret could not be read".to_owned())
+            // Our trouble and not the step's: it may pass.
+            HttpError::Connection("the secret could not be read".to_owned())
         })?;
         let record = record.ok_or_else(|| denied(format!("there is no secret `{name}`")))?;
         let url = reqwest::Url::parse(url).map_err(|error| HttpError::InvalidRequest(format!("the URL: {error}")))?;
-        let host = url.host_str().unwrap_or_default();
-        // Whoever reads along must not learn it.
-        if url.scheme() != "https" && !is_loopback(&url) {
-            return Err(denied(format!("the secret `{name}` is sent over https only")));
-        }
-        if !record.hosts.iter().any(|allowed| covers(allowed, host)) {
+        may_be_sent(&record, &url).map_err(denied)?;
+        if !record.hosts.iter().any(|allowed| covers(allowed, url.host_str().unwrap_or_default())) {
+            let host = url.host_str().unwrap_or_default();
             return Err(denied(format!("the secret `{name}` may not be sent to `{host}`")));
         }
         self.vault.unseal(tenant, name, &record.sealed).map_err(|error| denied(error.to_string()))
@@ -101,7 +99,8 @@ impl Outside {
         let broken = |why: &str| CompletionError::Llm(LlmError::Denied(why.to_owned()));
         let unreadable = |error: crate::journal::JournalError| {
             tracing::error!(%tenant, %error, "a provider could not be read");
-            broken("the provider could not be read")
+            // Our trouble and not the step's: it may pass.
+            CompletionError::Llm(LlmError::Connection("the provider could not be read".to_owned()))
         };
         let stored = self.journal.provider(tenant, name).map_err(unreadable)?;
         let record = stored.or_else(|| ProviderRecord::built_in(name)).ok_or(CompletionError::UnknownProvider)?;
@@ -110,16 +109,18 @@ impl Outside {
             ProviderKindRecord::Anthropic => ProviderKind::Anthropic,
             ProviderKindRecord::Mock => ProviderKind::Mock,
         };
+        let base_url = record.base_url.unwrap_or_else(|| kind.default_base_url().to_owned());
         let key = match &record.secret {
             None => None,
             Some(secret) => {
                 let stored = self.journal.secret_record(tenant, secret).map_err(unreadable)?;
                 let stored = stored.ok_or_else(|| CompletionError::MissingSecret(secret.clone()))?;
+                let url = reqwest::Url::parse(&base_url).map_err(|_| broken("the provider's base URL is not a URL"))?;
+                may_be_sent(&stored, &url).map_err(|why| broken(&why))?;
                 let opened = self.vault.unseal(tenant, secret, &stored.sealed);
                 Some(opened.map_err(|error| broken(&error.to_string()))?)
             }
         };
-        let base_url = record.base_url.unwrap_or_else(|| kind.default_base_url().to_owned());
         let prices = record.prices.into_iter().filter_map(|(model, price)| {
             let (input, output) =
                 (price.input_usd_per_mtok.try_into().ok()?, price.output_usd_per_mtok.try_into().ok()?);
@@ -127,6 +128,19 @@ impl Outside {
         });
         Ok(Provider { kind, base_url, key, prices: prices.collect() })
     }
+}
+
+/// Whether a secret may go to this place at all: whoever reads along must not learn it, and where it has hosts, they are
+/// all that it is sent to.
+fn may_be_sent(record: &SecretRecord, url: &reqwest::Url) -> Result<(), String> {
+    let (name, host) = (&record.name, url.host_str().unwrap_or_default());
+    if url.scheme() != "https" && !is_loopback(url) {
+        return Err(format!("the secret `{name}` is sent over https only"));
+    }
+    if !record.hosts.is_empty() && !record.hosts.iter().any(|allowed| covers(allowed, host)) {
+        return Err(format!("the secret `{name}` may not be sent to `{host}`"));
+    }
+    Ok(())
 }
 
 fn is_loopback(url: &reqwest::Url) -> bool {
@@ -156,7 +170,7 @@ impl DeltaSink for Publishing<'_> {
             let Some(topic) = self.topic.clone() else { return Ok(()) };
             // A text is always JSON.
             let Ok(payload) = Json::of(&json!({ "delta": text })) else { return Ok(()) };
-            match self.host.publish(topic, payload).await {
+            match self.host.publish(topic, payload, true).await {
                 Ok(_) => Ok(()),
                 Err(refusal) => {
                     self.refusal = Some(refusal);

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use hmac::{Hmac, Mac};
 use sha2::{Digest as _, Sha256};
 use stepwell_core::decide::Success;
 use stepwell_core::event::LogLevel;
@@ -29,6 +30,7 @@ use tokio::time::Instant;
 
 use super::Shared;
 use super::elements::Elements;
+use super::interrupted::{self, Interrupted};
 use super::registry::{Inbox, Messages};
 use super::step_host::LoopHost;
 use crate::clock;
@@ -41,6 +43,9 @@ use crate::sandbox::{Attempt, AttemptEnd, Delegation, HostRefusal, Job, StepOutp
 const STAGED_BYTES_MAX: usize = 1 << 20;
 /// Stored bytes read at once when a run is taken up again.
 const READ_BYTES: usize = 4 << 20;
+/// Results up to this many bytes are part of their event even in a run that keeps much in memory: a reference would
+/// hardly be smaller.
+const LITTLE_BYTES_MAX: usize = 128;
 /// The longest sleep for a timer. The machine's clock may be set while we sleep.
 const SLEEP_MAX: Duration = Duration::from_secs(30);
 
@@ -66,7 +71,17 @@ pub(super) enum Message {
         attempt: u32,
         topic: String,
         payload: Json,
+        within_call: bool,
         reply: oneshot::Sender<Result<Seq, HostRefusal>>,
+    },
+    RecordCall {
+        step: StepId,
+        attempt: u32,
+        call: &'static str,
+        arguments: Digest,
+        result: Json,
+        /// Answered once it is on disk.
+        reply: oneshot::Sender<Result<(), HostRefusal>>,
     },
     Log {
         step: StepId,
@@ -130,6 +145,8 @@ pub(super) struct RunLoop {
     attempts: HashMap<StepId, (u32, Attempt)>,
     /// Steps that were cancelled, by the number of the event: their attempts are stopped once it is on disk.
     cancelled: Vec<(Seq, StepId)>,
+    /// What attempts did that were under way when the host stopped, for when they are taken up again.
+    interrupted: Interrupted,
     /// Leave to run steps. Given back while the run waits.
     room: Option<Permit>,
     phase: Phase,
@@ -161,6 +178,8 @@ struct Staged {
     bytes: usize,
     /// Who is to be told once it is on disk.
     told: Vec<oneshot::Sender<Result<(), Refusal>>>,
+    /// Steps that go on once it is on disk.
+    recorded: Vec<oneshot::Sender<Result<(), HostRefusal>>>,
 }
 
 impl Staged {
@@ -176,6 +195,7 @@ struct Appending {
     done: BoxFuture<'static, Result<(), JournalError>>,
     last_seq: Seq,
     told: Vec<oneshot::Sender<Result<(), Refusal>>>,
+    recorded: Vec<oneshot::Sender<Result<(), HostRefusal>>>,
 }
 
 impl RunLoop {
@@ -267,16 +287,20 @@ impl RunLoop {
                 }
                 this.run.apply(&recorded.event).map_err(|error| damaged(error.to_string()))?;
                 this.last_at = recorded.at;
+                this.interrupted.see(recorded);
             }
         }
         this.summary = Some(summary);
         this.durable = this.run.last_seq();
         for effect in this.run.owed() {
             if let Effect::RunStep { step, attempt, .. } = effect {
-                match this.decide(Input::AttemptLost { step, attempt }, None) {
+                let can_resume = this.interrupted.can_resume(&step);
+                match this.decide(Input::AttemptLost { step, attempt, can_resume }, None) {
                     Ok(()) => {}
                     // One of them was lost once too often: the run has failed, and the others end with it.
                     Err(Refusal::Ended(_)) => break,
+                    // Or its item has, and this one was cancelled with it.
+                    Err(Refusal::NotUnderWay { .. }) => {}
                     Err(refusal) => return Err(damaged(refusal.to_string())),
                 }
             }
@@ -297,6 +321,7 @@ impl RunLoop {
             appending: None,
             attempts: HashMap::new(),
             cancelled: Vec::new(),
+            interrupted: Interrupted::default(),
             room: None,
             phase: Phase::Driving,
             look: true,
@@ -394,11 +419,19 @@ impl RunLoop {
 
     fn handle(&mut self, message: Message) {
         match message {
-            Message::Publish { step, attempt, topic, payload, reply } => {
+            Message::Publish { step, attempt, topic, payload, within_call, reply } => {
                 let (payload, content) = payload_of(payload);
-                let decided = self.decide(Input::Publish { step, attempt, topic, payload }, content);
+                let decided = self.decide(Input::Publish { step, attempt, topic, payload, within_call }, content);
                 // The order is fixed now, and with it the position; a step need not wait for the disk.
                 let _ = reply.send(decided.map(|()| self.run.last_seq()).map_err(refusal_for_guest));
+            }
+            Message::RecordCall { step, attempt, call, arguments, result, reply } => {
+                let (result, content) = payload_of(result);
+                let call = call.to_owned();
+                match self.decide(Input::RecordCall { step, attempt, call, arguments, result }, content) {
+                    Ok(()) => self.staged.recorded.push(reply),
+                    Err(refusal) => drop(reply.send(Err(refusal_for_guest(refusal)))),
+                }
             }
             Message::Log { step, attempt, level, message, reply } => {
                 let decided = self.decide(Input::Log { step, attempt, level, message }, None);
@@ -419,7 +452,8 @@ impl RunLoop {
                 }
                 let (result, content) = match end.result {
                     Ok(StepOutput { output, labels, next }) => {
-                        let (output, content) = payload_of(output);
+                        let inline = if self.run.keeps_much() { LITTLE_BYTES_MAX } else { INLINE_BYTES_MAX };
+                        let (output, content) = payload_within(output, inline);
                         (Ok(Success { output, labels, next }), content)
                     }
                     Err(failure) => (Err(failure), None),
@@ -479,11 +513,11 @@ impl RunLoop {
         if self.appending.is_some() || self.staged.events.is_empty() {
             return;
         }
-        let told = std::mem::take(&mut self.staged.told);
+        let (told, recorded) = (std::mem::take(&mut self.staged.told), std::mem::take(&mut self.staged.recorded));
         let (batch, last_seq) = self.take_staged();
         let (journal, key, durable) = (Arc::clone(&self.shared.journal), self.key.clone(), self.durable);
         let done = Box::pin(async move { journal.append(&key, durable, batch).await });
-        self.appending = Some(Appending { done, last_seq, told });
+        self.appending = Some(Appending { done, last_seq, told, recorded });
     }
 
     fn appended(&mut self) {
@@ -492,6 +526,9 @@ impl RunLoop {
             self.look = true;
             for told in append.told {
                 drop(told.send(Ok(())));
+            }
+            for recorded in append.recorded {
+                let _ = recorded.send(Ok(()));
             }
         }
     }
@@ -557,6 +594,7 @@ impl RunLoop {
         }
         let (inbox, stopping) = (self.inbox.clone(), self.shared.stopping.clone());
         let host = Arc::new(LoopHost {
+            graph: Arc::clone(self.run.graph()),
             inbox,
             stopping,
             tenant: self.key.tenant.clone(),
@@ -565,13 +603,16 @@ impl RunLoop {
             outside: self.shared.outside.clone(),
         });
         let (key, journal) = (self.key.clone(), Arc::clone(&self.shared.journal));
+        let events = self.interrupted.take(&step, attempt);
+        let seed = seed_of(self.shared.journal.secret(), &self.key, &step, attempt);
         let job = {
             let (key, journal, step) = (key.clone(), Arc::clone(&journal), step.clone());
             let shared = Arc::clone(&self.shared);
             move || {
                 let value = |(name, value)| Ok((name, read_value(&*journal, &shared.elements, &key, value)?));
                 let inputs = inputs.into_iter().map(value).collect::<Result<_, String>>()?;
-                Ok(Job { run: key.run, workflow, version, step, attempt, limits, inputs, host })
+                let recorded = interrupted::resolve(&*journal, &key, events)?;
+                Ok(Job { run: key.run, workflow, version, step, attempt, limits, inputs, host, recorded, seed })
             }
         };
         let component = |version: Digest| {
@@ -590,6 +631,15 @@ impl RunLoop {
         let running = self.shared.sandbox.spawn(&key.tenant, version, component(version), delegation, job, on_end);
         self.attempts.insert(step, (attempt, running));
     }
+}
+
+/// What an attempt's random numbers are made of. Nobody outside of this installation can make it.
+fn seed_of(secret: &[u8; 32], key: &RunKey, step: &StepId, attempt: u32) -> [u8; 32] {
+    #[expect(clippy::expect_used, reason = "HMAC takes keys of any length")]
+    let mut mac = Hmac::<Sha256>::new_from_slice(secret).expect("HMAC takes keys of any length");
+    // A node's id has no brackets and no spaces, so no two attempts have the same name.
+    mac.update(format!("stepwell random numbers 1 {key} {step} {attempt}").as_bytes());
+    mac.finalize().into_bytes().into()
 }
 
 /// The id of the artifact that an event of a run has stored.
@@ -616,25 +666,20 @@ fn read_value(journal: &impl Journal, elements: &Elements, key: &RunKey, value: 
         Value::One(payload) => read_payload(journal, key, payload),
         Value::Element { of, index } => elements.get(journal, key, of, index),
         Value::Many(values) => {
-            let mut text = String::from("[");
-            for (place, value) in values.into_iter().enumerate() {
-                if place > 0 {
-                    text.push(',');
-                }
-                match value {
-                    Some(payload) => text.push_str(read_payload(journal, key, payload)?.as_str()),
-                    None => text.push_str("null"),
-                }
-            }
-            text.push(']');
-            Json::parse(text).map_err(|error| error.to_string())
+            let value =
+                |payload: Option<Payload>| payload.map(|payload| read_payload(journal, key, payload)).transpose();
+            Ok(Json::array(&values.into_iter().map(value).collect::<Result<Vec<_>, String>>()?))
         }
     }
 }
 
 /// A value in the form that an event takes, and its bytes where they are stored apart.
 fn payload_of(json: Json) -> (Payload, Option<Content>) {
-    if json.len_bytes() <= INLINE_BYTES_MAX {
+    payload_within(json, INLINE_BYTES_MAX)
+}
+
+fn payload_within(json: Json, inline_bytes_max: usize) -> (Payload, Option<Content>) {
+    if json.len_bytes() <= inline_bytes_max {
         return (Payload::Inline(json), None);
     }
     let content = content_of(Bytes::copy_from_slice(json.as_str().as_bytes()));
@@ -661,7 +706,7 @@ fn size_of_event(event: &Event) -> usize {
     };
     OVERHEAD_BYTES
         + match event {
-            Event::StepUpdate { payload: value, .. } => payload(value),
+            Event::StepUpdate { payload: value, .. } | Event::StepCall { result: value, .. } => payload(value),
             Event::StepCompleted { output, .. } | Event::RunCompleted { output } => payload(output),
             Event::RunQueued { input, .. } => payload(input),
             Event::StepLog { message, .. } => message.len(),

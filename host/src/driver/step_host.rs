@@ -1,10 +1,12 @@
 //! What a step asks for, passed on to the loop of its run.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use stepwell_core::event::LogLevel;
-use stepwell_core::{Json, Seq, StepId, TenantId};
+use stepwell_core::{Digest, Graph, Json, Seq, StepId, TenantId};
 use stepwell_outbound::{Completion, HttpError, HttpRequest, HttpResponse, LlmRequest};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
@@ -20,6 +22,7 @@ pub(super) struct LoopHost {
     /// Whether the host is on its way down.
     pub(super) stopping: CancellationToken,
     pub(super) tenant: TenantId,
+    pub(super) graph: Arc<Graph>,
     pub(super) step: StepId,
     pub(super) attempt: u32,
     pub(super) outside: Outside,
@@ -42,9 +45,20 @@ impl LoopHost {
 }
 
 impl StepHost for LoopHost {
-    fn publish(&self, topic: String, payload: Json) -> BoxFuture<'_, Result<Seq, HostRefusal>> {
+    fn has_topic(&self, topic: &str) -> bool {
+        self.graph.has_topic(topic)
+    }
+
+    fn record(&self, call: &'static str, arguments: Digest, result: Json) -> BoxFuture<'_, Result<(), HostRefusal>> {
         let (reply, answer) = oneshot::channel();
-        let message = Message::Publish { step: self.step.clone(), attempt: self.attempt, topic, payload, reply };
+        let (step, attempt) = (self.step.clone(), self.attempt);
+        self.ask(Message::RecordCall { step, attempt, call, arguments, result, reply }, answer).boxed()
+    }
+
+    fn publish(&self, topic: String, payload: Json, within_call: bool) -> BoxFuture<'_, Result<Seq, HostRefusal>> {
+        let (reply, answer) = oneshot::channel();
+        let message =
+            Message::Publish { step: self.step.clone(), attempt: self.attempt, topic, payload, within_call, reply };
         self.ask(message, answer).boxed()
     }
 

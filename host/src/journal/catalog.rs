@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use ::redb::{ReadableTable, TableDefinition, TableHandle};
+use ::redb::{ReadableTable, ReadableTableMetadata, TableDefinition, TableHandle};
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -84,6 +84,9 @@ pub struct VersionRecord {
     pub imports: Vec<String>,
     /// What the component described, checked.
     pub graph: GraphSpec,
+    /// Whether this host has made the component of a graph document, which is then in it.
+    #[serde(default)]
+    pub is_of_document: bool,
 }
 
 /// A secret, sealed (see `vault.rs`).
@@ -183,6 +186,12 @@ impl RedbJournal {
     /// A tenant's secrets, by name.
     pub fn secret_records(&self, tenant: &TenantId) -> Result<Vec<SecretRecord>, JournalError> {
         self.all(SECRETS, keys::of_tenant(tenant))
+    }
+
+    /// Whether any tenant has a secret.
+    pub fn has_secrets(&self) -> Result<bool, JournalError> {
+        let table = self.reader()?.open_table(SECRETS).map_err(storage("open the secrets"))?;
+        Ok(!table.is_empty().map_err(storage("look for secrets"))?)
     }
 
     /// Deletes a secret. `false` when there is none.

@@ -11,10 +11,12 @@ use super::code::Loaded;
 use super::end::{Ended, TimedOut, classify, permanent, unavailable};
 use super::generated::exports::stepwell::workflow::steps::{self, Graph, StepContext};
 use super::limits::{
-    ARTIFACTS_BYTES_MAX, ARTIFACTS_MAX, Allowance, COMPLETIONS_BYTES_MAX, COMPLETIONS_MAX, DESCRIBE_LIMITS,
-    FAILURE_MESSAGE_BYTES_MAX, HOST_CALL_BYTES_MAX, INPUT_PROBLEMS_MAX, LOG_BYTES_MAX, LOG_LINES_MAX, MemoryLimiter,
-    REQUESTS_BYTES_MAX, REQUESTS_MAX, UPDATES_BYTES_MAX, UPDATES_MAX,
+    ARTIFACTS_BYTES_MAX, ARTIFACTS_MAX, Allowance, CLOCK_READS_MAX, COMPLETIONS_BYTES_MAX, COMPLETIONS_MAX,
+    DESCRIBE_LIMITS, FAILURE_MESSAGE_BYTES_MAX, HOST_CALL_BYTES_MAX, INPUT_PROBLEMS_MAX, LOG_BYTES_MAX, LOG_LINES_MAX,
+    MemoryLimiter, REQUESTS_BYTES_MAX, REQUESTS_MAX, UPDATES_BYTES_MAX, UPDATES_MAX,
 };
+use super::random::Random;
+use super::replay::{Recorded, Replay};
 use super::upload::Denied;
 use super::{AttemptEnd, InputProblem, Job, StepHost};
 
@@ -29,6 +31,11 @@ pub(super) struct AttemptState {
     pub(super) artifacts: Allowance,
     pub(super) requests: Allowance,
     pub(super) completions: Allowance,
+    pub(super) clock_reads: Allowance,
+    /// The last time that the attempt was told.
+    pub(super) clock_ms: u64,
+    pub(super) random: Random,
+    pub(super) replay: Replay,
 }
 
 /// Where the work of a step is done that delegates.
@@ -53,7 +60,8 @@ pub(super) async fn run(engine: &Engine, code: &Loaded, delegate: Option<Delegat
     };
     let inputs: Vec<(String, String)> =
         job.inputs.into_iter().map(|(name, value)| (name, value.as_str().to_owned())).collect();
-    let (ended, mut fuel_used) = call(engine, code, Arc::clone(&job.host), limits, &context, &inputs).await;
+    let state = AttemptState::new(job.host, job.recorded, job.seed);
+    let (ended, mut fuel_used, state) = call(engine, code, state, limits, &context, &inputs).await;
     let result = match (ended, delegate) {
         (Ok(Ended::With(output)), _) => Ok(output),
         (Err(failure), _) => Err(failure),
@@ -61,14 +69,20 @@ pub(super) async fn run(engine: &Engine, code: &Loaded, delegate: Option<Delegat
             Err(permanent("unexpected_outcome", "the step delegates, but its node names nobody to delegate to"))
         }
         (Ok(Ended::Delegated(inputs)), Some(Delegate { workflow, version, node, code })) => {
-            // The first instance is gone: the second one takes its place and has what is left.
+            // The first instance is gone: the second one takes its place and has what is left, of everything.
             (context.workflow, context.version) = (workflow.to_string(), version.to_string());
             context.node = node.to_string();
             let elapsed_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
             let (fuel, timeout_ms) =
                 (limits.fuel - fuel_used.min(limits.fuel), limits.timeout_ms - elapsed_ms.min(limits.timeout_ms));
             let left = Limits { fuel, timeout_ms, ..limits };
-            let (ended, used) = call(engine, &code, job.host, left, &context, &inputs).await;
+            let (ended, used) = match inputs.iter().find_map(|(_, value)| Json::parse(value.clone()).err()) {
+                Some(error) => (Err(permanent("invalid_output", format!("what is delegated is not JSON: {error}"))), 0),
+                None => {
+                    let (ended, used, _) = call(engine, &code, state, left, &context, &inputs).await;
+                    (ended, used)
+                }
+            };
             fuel_used += used;
             match ended {
                 Ok(Ended::With(output)) => Ok(output),
@@ -86,18 +100,16 @@ pub(super) async fn run(engine: &Engine, code: &Loaded, delegate: Option<Delegat
 async fn call(
     engine: &Engine,
     code: &Loaded,
-    host: Arc<dyn StepHost>,
+    state: AttemptState,
     limits: Limits,
     context: &StepContext,
     inputs: &[(String, String)],
-) -> (Result<Ended, Failure>, u64) {
-    let mut store = match store(engine, host, limits) {
-        Ok(store) => store,
-        Err(error) => {
-            tracing::error!(%error, "a store could not be made");
-            return (Err(unavailable("no sandbox could be made")), 0);
-        }
-    };
+) -> (Result<Ended, Failure>, u64, AttemptState) {
+    let mut store = Store::new(engine, state);
+    if let Err(error) = set_limits(&mut store, limits) {
+        tracing::error!(%error, "a store could not be made");
+        return (Err(unavailable("no sandbox could be made")), 0, store.into_data());
+    }
     let timeout = Duration::from_millis(limits.timeout_ms);
     let call = async {
         let instance = code.instantiate_async(&mut store).await?;
@@ -106,12 +118,13 @@ async fn call(
     let called = tokio::time::timeout(timeout, call).await.map_err(|_elapsed| TimedOut(timeout));
     // After an error the store cannot be entered again, but its counters can be read.
     let fuel_used = limits.fuel.saturating_sub(store.get_fuel().unwrap_or(0));
-    (classify(called, store.data().memory.refused, limits.memory_bytes), fuel_used)
+    let ended = classify(called, store.data().memory.refused, limits.memory_bytes);
+    (ended, fuel_used, store.into_data())
 }
 
 /// Asks a component for its graph.
 pub(super) async fn describe(engine: &Engine, code: &Loaded) -> wasmtime::Result<Graph> {
-    let mut store = store(engine, Arc::new(Denied), DESCRIBE_LIMITS)?;
+    let mut store = denied(engine)?;
     within(async {
         let instance = code.instantiate_async(&mut store).await?;
         instance.stepwell_workflow_steps().call_describe(&mut store).await
@@ -121,7 +134,7 @@ pub(super) async fn describe(engine: &Engine, code: &Loaded) -> wasmtime::Result
 
 /// Asks a component what is wrong with an input.
 pub(super) async fn check_input(engine: &Engine, code: &Loaded, input: &Json) -> wasmtime::Result<Vec<InputProblem>> {
-    let mut store = store(engine, Arc::new(Denied), DESCRIBE_LIMITS)?;
+    let mut store = denied(engine)?;
     let problems = within(async {
         let instance = code.instantiate_async(&mut store).await?;
         instance.stepwell_workflow_steps().call_check_input(&mut store, &input.as_str().to_owned()).await
@@ -145,18 +158,34 @@ async fn within<T>(call: impl Future<Output = wasmtime::Result<T>>) -> wasmtime:
     }
 }
 
-fn store(engine: &Engine, host: Arc<dyn StepHost>, limits: Limits) -> wasmtime::Result<Store<AttemptState>> {
-    let state = AttemptState {
-        host,
-        memory: MemoryLimiter::new(limits.memory_bytes),
-        updates: Allowance::new(UPDATES_MAX, UPDATES_BYTES_MAX),
-        logs: Allowance::new(LOG_LINES_MAX, LOG_BYTES_MAX),
-        logs_ended: false,
-        artifacts: Allowance::new(ARTIFACTS_MAX, ARTIFACTS_BYTES_MAX),
-        requests: Allowance::new(REQUESTS_MAX, REQUESTS_BYTES_MAX),
-        completions: Allowance::new(COMPLETIONS_MAX, COMPLETIONS_BYTES_MAX),
-    };
-    let mut store = Store::new(engine, state);
+impl AttemptState {
+    fn new(host: Arc<dyn StepHost>, recorded: Vec<Recorded>, seed: [u8; 32]) -> Self {
+        Self {
+            host,
+            memory: MemoryLimiter::new(0), // set with the other limits
+            updates: Allowance::new(UPDATES_MAX, UPDATES_BYTES_MAX),
+            logs: Allowance::new(LOG_LINES_MAX, LOG_BYTES_MAX),
+            logs_ended: false,
+            artifacts: Allowance::new(ARTIFACTS_MAX, ARTIFACTS_BYTES_MAX),
+            requests: Allowance::new(REQUESTS_MAX, REQUESTS_BYTES_MAX),
+            completions: Allowance::new(COMPLETIONS_MAX, COMPLETIONS_BYTES_MAX),
+            clock_reads: Allowance::new(CLOCK_READS_MAX, 0),
+            clock_ms: 0,
+            random: Random::new(seed),
+            replay: Replay::new(recorded),
+        }
+    }
+}
+
+/// A store for what belongs to no run: nothing it asks for is done.
+fn denied(engine: &Engine) -> wasmtime::Result<Store<AttemptState>> {
+    let mut store = Store::new(engine, AttemptState::new(Arc::new(Denied), Vec::new(), [0; 32]));
+    set_limits(&mut store, DESCRIBE_LIMITS)?;
+    Ok(store)
+}
+
+fn set_limits(store: &mut Store<AttemptState>, limits: Limits) -> wasmtime::Result<()> {
+    store.data_mut().memory = MemoryLimiter::new(limits.memory_bytes);
     store.limiter(|state| &mut state.memory);
     // A store starts without fuel, and with a deadline that has passed.
     store.set_fuel(limits.fuel)?;
@@ -167,7 +196,7 @@ fn store(engine: &Engine, host: Arc<dyn StepHost>, limits: Limits) -> wasmtime::
     });
     store.set_hostcall_fuel(HOST_CALL_BYTES_MAX);
     store.set_max_component_handles(HANDLES_MAX);
-    Ok(store)
+    Ok(())
 }
 
 /// Handles to host resources that a guest may hold. No import hands out any so far.

@@ -76,6 +76,13 @@ struct Version {
 }
 
 impl InMemory {
+    /// Gives up a place that nothing was loaded to.
+    fn forget(&mut self, version: Digest) {
+        if self.versions.peek(&version).is_some_and(|place| place.bytes == 0) {
+            self.versions.pop(&version);
+        }
+    }
+
     /// Counts a version's code, and makes room for it. Its place may have been taken back meanwhile.
     fn count(&mut self, version: Digest, bytes: usize) {
         let Some(place) = self.versions.peek_mut(&version) else { return };
@@ -126,7 +133,11 @@ impl Code {
             loaded().count(version, bytes);
             Ok(linked)
         };
-        cell.get_or_try_init(load).await.cloned()
+        let found = cell.get_or_try_init(load).await.cloned();
+        if found.is_err() {
+            loaded().forget(version);
+        }
+        found
     }
 
     /// Compiles a component. Nothing is kept of it yet: it may still be refused.

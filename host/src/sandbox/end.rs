@@ -15,9 +15,11 @@ use wasmtime::{Trap, WasmBacktrace};
 
 use super::generated::exports::stepwell::workflow::steps::{self, Outcome};
 use super::generated::stepwell::workflow::types::FailureKind as GuestFailureKind;
+use super::imports::NotRecorded;
 use super::limits::{
     FAILURE_DETAILS_BYTES_MAX, FAILURE_MESSAGE_BYTES_MAX, HOST_CALL_BYTES_MAX, LABELS_MAX, OUTPUT_BYTES_MAX,
 };
+use super::replay::Divergence;
 use super::{AttemptEnd, StepOutput};
 
 /// What a call of the guest came to.
@@ -124,17 +126,28 @@ pub(super) fn failure_of_error(error: &wasmtime::Error, memory_refused: bool, me
         _ if memory_refused => {
             permanent("out_of_memory", format!("the attempt wanted more than {memory_bytes_max} bytes of memory"))
         }
+        _ if error.is::<Divergence>() => divergence(error),
         Some(trap) => permanent("trap", with_backtrace(format!("the step trapped: {trap}"), error)),
         None if is_too_much_for_a_host_call(error) => {
             let message = format!("the step handed over more than {HOST_CALL_BYTES_MAX} bytes at once");
             permanent("output_too_large", message)
         }
+        None if error.is::<NotRecorded>() => unavailable("what the step did could not be recorded"),
         None if error.is::<wasmtime::PoolConcurrencyLimitError>() => {
             Failure::platform(FailureKind::Retryable, UNAVAILABLE, "there is no room for the attempt")
         }
         // What is left is data that does not follow the canonical ABI: bad UTF-8, pointers out of bounds, bad variants.
         None => permanent("invalid_data", clip(format!("the step handed over invalid data: {error:#}"))),
     }
+}
+
+/// A deterministic step comes with the same calls. One that does not has met another host, and starts clean.
+fn divergence(error: &wasmtime::Error) -> Failure {
+    let message = format!("{error:#}");
+    let details = error.downcast_ref::<Divergence>().and_then(|Divergence { expected, found }| {
+        Json::of(&serde_json::json!({ "expected": expected, "found": found })).ok()
+    });
+    Failure { details, ..Failure::platform(FailureKind::Retryable, "divergence", clip(message)) }
 }
 
 /// wasmtime's error for this has no public type. The version is pinned, and a test hands over too much.

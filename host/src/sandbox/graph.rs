@@ -25,6 +25,7 @@ use wasmtime::{CacheStore, Module};
 
 use super::code::CodeError;
 use super::compile::{self, CompileError};
+use super::limits::COMPONENT_BYTES_MAX;
 use super::upload::{self, UploadError};
 use super::{Inspection, Sandbox, engine};
 
@@ -82,9 +83,12 @@ impl Sandbox {
         let mut rest = made.as_ref();
         let unreadable = || UploadError::CompilerUnavailable("what it made cannot be read".to_owned());
         let component = Bytes::copy_from_slice(frame(&mut rest).ok_or_else(unreadable)?);
+        if component.len() > COMPONENT_BYTES_MAX {
+            return Err(UploadError::TooLarge(component.len()));
+        }
         let compiled = self.code.of_process(frame(&mut rest).ok_or_else(unreadable)?.to_vec());
         let compiled = compiled.map_err(|error: CodeError| UploadError::DoesNotFit(error.to_string()))?;
-        let inspection = upload::inspect_compiled(self, &component, compiled).await?;
+        let inspection = upload::inspect_compiled(self, tenant, &component, compiled).await?;
         Ok(CompiledGraph { component, inspection })
     }
 

@@ -2,7 +2,12 @@
 //!
 //! Linked by hand rather than through generated traits, because each call takes fuel from the store.
 
+use std::time::Duration;
+
 use bytes::Bytes;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::json;
 use stepwell_core::Json;
 use stepwell_core::event::LogLevel;
 use stepwell_outbound::{Completion, HttpError, HttpRequest, HttpResponse, LlmError, LlmRequest, Message, Role};
@@ -18,6 +23,7 @@ use super::limits::{
     ARTIFACT_BYTES_MAX, ARTIFACT_NAME_BYTES_MAX, HOST_CALL_FUEL, LOG_LINE_BYTES_MAX, MEDIA_TYPE_BYTES_MAX,
     RANDOM_BYTES_MAX, UPDATE_BYTES_MAX,
 };
+use super::replay::{CompletionRecord, Divergence, SentRecord, sha256};
 use super::{Authorization, CompletionError, HostRefusal};
 
 /// Interfaces that only declare types. A component imports them when it uses a type; they permit nothing.
@@ -74,24 +80,65 @@ fn publish(interface: &mut Interface<'_>) -> wasmtime::Result<()> {
             let size = payload.len();
             let payload = (size <= UPDATE_BYTES_MAX).then(|| payload.into_owned());
             charge(&mut store, topic.len() + size)?;
-            Ok((publish_update(&mut store, topic, payload).await,))
+            Ok((publish_update(&mut store, topic, payload).await?,))
         })
     })
 }
 
-async fn publish_update(store: &mut Store<'_>, topic: String, payload: Option<String>) -> Result<u64, PublishError> {
-    let payload = payload.ok_or(PublishError::TooLarge(UPDATE_BYTES_MAX as u64))?;
+async fn publish_update(
+    store: &mut Store<'_>,
+    topic: String,
+    payload: Option<String>,
+) -> wasmtime::Result<Result<u64, PublishError>> {
+    // What is refused is refused again when the attempt is taken up again, so it is not on record.
+    let Some(payload) = payload else { return Ok(Err(PublishError::TooLarge(UPDATE_BYTES_MAX as u64))) };
     let size = payload.len();
-    let payload = Json::parse(payload).map_err(|error| PublishError::InvalidPayload(error.to_string()))?;
-    if !store.data_mut().updates.take(size) {
-        return Err(PublishError::RateLimited(None));
+    let payload = match Json::parse(payload) {
+        Ok(payload) => payload,
+        Err(error) => return Ok(Err(PublishError::InvalidPayload(error.to_string()))),
+    };
+    if !store.data().host.has_topic(&topic) {
+        return Ok(Err(PublishError::UnknownTopic));
     }
-    store.data().host.publish(topic, payload).await.map_err(|refusal| match refusal {
+    if !store.data_mut().updates.take(size) {
+        return Ok(Err(PublishError::RateLimited(None)));
+    }
+    if let Some(position) = store.data_mut().replay.update(&topic, &payload)? {
+        return Ok(Ok(position));
+    }
+    Ok(store.data().host.publish(topic, payload, false).await.map_err(|refusal| match refusal {
         HostRefusal::UnknownTopic => PublishError::UnknownTopic,
         HostRefusal::Cancelled => PublishError::StepCancelled,
         HostRefusal::Unavailable => PublishError::Unavailable,
-    })
+    }))
 }
+
+/// What a call outside is answered: from the record, or live and then recorded. `arguments` is what tells it from other
+/// calls, and what came of it is written and read as JSON.
+async fn answered<R: Serialize + DeserializeOwned>(
+    store: &mut Store<'_>,
+    call: &'static str,
+    arguments: &impl Serialize,
+    live: impl AsyncFnOnce(&mut Store<'_>) -> Option<R>,
+) -> wasmtime::Result<R> {
+    let arguments = sha256(serde_json::to_vec(arguments).map_err(|_| NotRecorded)?);
+    if let Some(result) = store.data_mut().replay.call(call, arguments)? {
+        return serde_json::from_str(result.as_str()).map_err(|error| {
+            // Written by another version of this host.
+            let expected = format!("a call of {call} with an answer that cannot be read ({error})");
+            Divergence { expected, found: format!("a call of {call}") }.into()
+        });
+    }
+    let result = live(store).await.ok_or(NotRecorded)?;
+    let recorded = Json::of(&result).map_err(|_| NotRecorded)?;
+    store.data().host.record(call, arguments, recorded).await.map_err(|_| NotRecorded)?;
+    Ok(result)
+}
+
+/// What a step did could not be recorded: its attempt does not count any more, or the host is about to stop.
+#[derive(Debug, thiserror::Error)]
+#[error("a call could not be recorded")]
+pub(super) struct NotRecorded;
 
 fn log(interface: &mut Interface<'_>) -> wasmtime::Result<()> {
     interface.func_wrap_async("log", |mut store: Store<'_>, (level, message): (Level, WasmStr)| {
@@ -100,13 +147,12 @@ fn log(interface: &mut Interface<'_>) -> wasmtime::Result<()> {
             let size = message.len();
             let line = message.get(..message.floor_char_boundary(LOG_LINE_BYTES_MAX)).unwrap_or_default().to_owned();
             charge(&mut store, size)?;
-            write_line(&mut store, level, line).await;
-            Ok(())
+            write_line(&mut store, level, line).await
         })
     })
 }
 
-async fn write_line(store: &mut Store<'_>, level: Level, message: String) {
+async fn write_line(store: &mut Store<'_>, level: Level, message: String) -> wasmtime::Result<()> {
     let state = store.data_mut();
     let (level, message) = if state.logs.take(message.len()) {
         let level = match level {
@@ -117,27 +163,50 @@ async fn write_line(store: &mut Store<'_>, level: Level, message: String) {
         };
         (level, message)
     } else if state.logs_ended {
-        return;
+        return Ok(());
     } else {
         state.logs_ended = true;
         (LogLevel::Warn, "the attempt has written too many lines; further ones are dropped".to_owned())
     };
-    // A line that cannot be recorded belongs to an attempt that no longer counts, or to a host that is about to stop.
-    let _ = state.host.log(level, message).await;
+    if !state.replay.log(level, &message)? {
+        // A line that cannot be recorded belongs to an attempt that no longer counts, or to a host that is about to stop.
+        let _ = state.host.log(level, message).await;
+    }
+    Ok(())
 }
 
 fn clock(interface: &mut Interface<'_>) -> wasmtime::Result<()> {
-    interface.func_wrap("now-ms", |mut store: Store<'_>, (): ()| {
-        charge(&mut store, 0)?;
-        Ok((crate::clock::now().as_millis(),))
+    interface.func_wrap_async("now-ms", |mut store: Store<'_>, (): ()| {
+        Box::new(async move {
+            charge(&mut store, 0)?;
+            if !store.data_mut().clock_reads.take(0) {
+                return Ok((store.data().clock_ms,));
+            }
+            let last_ms = store.data().clock_ms;
+            let now_ms = answered(&mut store, "clock.now-ms", &(), async |_| Some(later_than(last_ms).await)).await?;
+            store.data_mut().clock_ms = now_ms;
+            Ok((now_ms,))
+        })
     })
+}
+
+/// The time, once it is later than this. Each reading is an event; a step that waits for the clock makes one of them a
+/// millisecond.
+async fn later_than(last_ms: u64) -> u64 {
+    let now_ms = crate::clock::now().as_millis();
+    if now_ms > last_ms {
+        return now_ms;
+    }
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    // The machine's clock may have been set back meanwhile.
+    crate::clock::now().as_millis().max(last_ms + 1)
 }
 
 fn random(interface: &mut Interface<'_>) -> wasmtime::Result<()> {
     interface.func_wrap("bytes", |mut store: Store<'_>, (len,): (u32,)| {
         let mut bytes = vec![0; len.min(RANDOM_BYTES_MAX) as usize];
         charge(&mut store, bytes.len())?;
-        crate::clock::fill_random(&mut bytes);
+        store.data_mut().random.fill(&mut bytes);
         Ok((bytes,))
     })
 }
@@ -148,7 +217,7 @@ fn artifacts(interface: &mut Interface<'_>) -> wasmtime::Result<()> {
         |mut store: Store<'_>, (name, media_type, content): (String, String, WasmList<u8>)| {
             Box::new(async move {
                 charge(&mut store, name.len() + media_type.len() + content.len())?;
-                Ok((create_artifact(&mut store, name, media_type, content).await,))
+                Ok((create_artifact(&mut store, name, media_type, content).await?,))
             })
         },
     )
@@ -159,27 +228,30 @@ async fn create_artifact(
     name: String,
     media_type: String,
     content: WasmList<u8>,
-) -> Result<Artifact, ArtifactError> {
-    check_file_name(&name)
-        .and_then(|()| check_media_type(&media_type))
-        .map_err(|why| ArtifactError::InvalidName(why.to_owned()))?;
+) -> wasmtime::Result<Result<Artifact, ArtifactError>> {
+    if let Err(why) = check_file_name(&name).and_then(|()| check_media_type(&media_type)) {
+        return Ok(Err(ArtifactError::InvalidName(why.to_owned())));
+    }
     if content.len() > ARTIFACT_BYTES_MAX {
-        return Err(ArtifactError::TooLarge(ARTIFACT_BYTES_MAX as u64));
+        return Ok(Err(ArtifactError::TooLarge(ARTIFACT_BYTES_MAX as u64)));
     }
     let size_bytes = content.len() as u64;
     // Copied only now that it is known to be small enough.
     let bytes = Bytes::copy_from_slice(content.as_le_slice(&*store));
     if !store.data_mut().artifacts.take(bytes.len()) {
-        return Err(ArtifactError::QuotaExceeded);
+        return Ok(Err(ArtifactError::QuotaExceeded));
     }
-    let stored = store.data().host.store_artifact(name, media_type, bytes).await;
-    match stored {
+    let stored = match store.data_mut().replay.artifact(&name, &media_type, &bytes)? {
+        Some(stored) => Ok(stored),
+        None => store.data().host.store_artifact(name, media_type, bytes).await,
+    };
+    Ok(match stored {
         Ok(stored) => {
             Ok(Artifact { id: stored.id, position: stored.seq, size_bytes, sha256: stored.sha256.to_string() })
         }
         Err(HostRefusal::Cancelled) => Err(ArtifactError::StepCancelled),
         Err(HostRefusal::Unavailable | HostRefusal::UnknownTopic) => Err(ArtifactError::Unavailable),
-    }
+    })
 }
 
 fn http(interface: &mut Interface<'_>) -> wasmtime::Result<()> {
@@ -189,23 +261,32 @@ fn http(interface: &mut Interface<'_>) -> wasmtime::Result<()> {
                 + request.headers.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>()
                 + request.body.as_ref().map_or(0, Vec::len);
             charge(&mut store, size)?;
-            let answer = send(&mut store, request, size).await;
+            let answer = send(&mut store, request, size).await?;
             charge(&mut store, answer.as_ref().map_or(0, |response| response.body.len()))?;
             Ok((answer,))
         })
     })
 }
 
-async fn send(store: &mut Store<'_>, request: http::Request, size: usize) -> Result<http::Response, http::HttpError> {
+async fn send(
+    store: &mut Store<'_>,
+    request: http::Request,
+    size: usize,
+) -> wasmtime::Result<Result<http::Response, http::HttpError>> {
     if !store.data_mut().requests.take(size) {
-        return Err(http::HttpError::QuotaExceeded);
+        return Ok(Err(http::HttpError::QuotaExceeded));
     }
     let http::Request { method, url, headers, body, authorization, timeout_ms } = request;
     let authorization =
         authorization.map(|http::Authorization { secret, header, prefix }| Authorization { secret, header, prefix });
     let request = HttpRequest { method, url, headers, body: body.map(Bytes::from), timeout_ms };
-    let sent = store.data().host.send(request, authorization).await;
-    sent.map(|HttpResponse { status, headers, body }| http::Response { status, headers, body }).map_err(|error| {
+    let HttpRequest { method, url, headers, body, timeout_ms } = &request;
+    let with = authorization.as_ref().map(|with| (&with.secret, &with.header, &with.prefix));
+    let arguments = (method, url, headers, body.as_ref().map(sha256), timeout_ms, with);
+    let arguments = serde_json::to_value(arguments).map_err(|_| NotRecorded)?;
+    let live = async |store: &mut Store<'_>| Some(SentRecord::of(store.data().host.send(request, authorization).await));
+    let sent = answered(store, "http.send", &arguments, live).await?.into_result();
+    Ok(sent.map(|HttpResponse { status, headers, body }| http::Response { status, headers, body }).map_err(|error| {
         match error {
             HttpError::InvalidRequest(why) => http::HttpError::InvalidRequest(why),
             HttpError::Denied(why) => http::HttpError::Denied(why),
@@ -213,7 +294,7 @@ async fn send(store: &mut Store<'_>, request: http::Request, size: usize) -> Res
             HttpError::Connection(why) => http::HttpError::Connection(why),
             HttpError::TooLarge(most) => http::HttpError::TooLarge(most),
         }
-    })
+    }))
 }
 
 fn llm(interface: &mut Interface<'_>) -> wasmtime::Result<()> {
@@ -223,16 +304,24 @@ fn llm(interface: &mut Interface<'_>) -> wasmtime::Result<()> {
                 + request.schema.as_ref().map_or(0, String::len)
                 + request.messages.iter().map(|message| message.text.len()).sum::<usize>();
             charge(&mut store, size)?;
-            let answer = complete(&mut store, request, size).await;
+            let answer = complete(&mut store, request, size).await?;
             charge(&mut store, answer.as_ref().map_or(0, |completion| completion.text.len()))?;
             Ok((answer,))
         })
     })
 }
 
-async fn complete(store: &mut Store<'_>, request: llm::Request, size: usize) -> Result<llm::Completion, llm::LlmError> {
+async fn complete(
+    store: &mut Store<'_>,
+    request: llm::Request,
+    size: usize,
+) -> wasmtime::Result<Result<llm::Completion, llm::LlmError>> {
     if !store.data_mut().completions.take(size) {
-        return Err(llm::LlmError::QuotaExceeded);
+        return Ok(Err(llm::LlmError::QuotaExceeded));
+    }
+    if request.topic.as_ref().is_some_and(|topic| !store.data().host.has_topic(topic)) {
+        let why = "the workflow does not have the topic that the answer goes to";
+        return Ok(Err(llm::LlmError::InvalidRequest(why.to_owned())));
     }
     let message = |message: llm::Message| Message {
         role: match message.role {
@@ -250,7 +339,22 @@ async fn complete(store: &mut Store<'_>, request: llm::Request, size: usize) -> 
         schema: request.schema,
         timeout_ms: request.timeout_ms,
     };
-    let answer = store.data().host.complete(request.provider, question, request.topic).await;
+    let said: Vec<(&str, &str)> = question.messages.iter().map(|m| (m.role.as_str(), m.text.as_str())).collect();
+    let arguments = json!([
+        request.provider,
+        question.model,
+        question.system,
+        said,
+        question.max_tokens,
+        question.temperature,
+        question.schema,
+        request.topic,
+        question.timeout_ms,
+    ]);
+    let (provider, topic) = (request.provider, request.topic);
+    let live =
+        async |store: &mut Store<'_>| CompletionRecord::of(store.data().host.complete(provider, question, topic).await);
+    let answer = answered(store, "llm.complete", &arguments, live).await?.into_result();
     let completion = |completion: Completion| llm::Completion {
         text: completion.text,
         model: completion.model,
@@ -259,7 +363,7 @@ async fn complete(store: &mut Store<'_>, request: llm::Request, size: usize) -> 
         output_tokens: completion.output_tokens,
         cost_micros: completion.cost_micros,
     };
-    answer.map(completion).map_err(|error| match error {
+    Ok(answer.map(completion).map_err(|error| match error {
         CompletionError::UnknownProvider => llm::LlmError::UnknownProvider,
         CompletionError::MissingSecret(name) => llm::LlmError::MissingSecret(name),
         CompletionError::Llm(error) => match error {
@@ -273,7 +377,7 @@ async fn complete(store: &mut Store<'_>, request: llm::Request, size: usize) -> 
             // The attempt does not count any more; what it makes of this is of no interest.
             LlmError::Cancelled => llm::LlmError::Connection("the step was cancelled".to_owned()),
         },
-    })
+    }))
 }
 
 /// A name that is safe to offer for download and to put into a URL: a relative path that leads nowhere else.

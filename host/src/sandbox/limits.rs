@@ -45,6 +45,9 @@ pub const REQUESTS_BYTES_MAX: usize = 64 << 20;
 pub const COMPLETIONS_MAX: u32 = 100;
 /// Bytes of all prompts of one attempt.
 pub const COMPLETIONS_BYTES_MAX: usize = 64 << 20;
+/// Times that an attempt may read the clock; afterwards it stands still. Each is an event, and none takes less than a
+/// millisecond.
+pub const CLOCK_READS_MAX: u32 = 10_000;
 /// Labels that one outcome may name: more than a node can have edges to choose from sensibly.
 pub const LABELS_MAX: usize = 1_000;
 

@@ -20,6 +20,8 @@ mod generated;
 mod graph;
 mod imports;
 pub mod limits;
+mod random;
+mod replay;
 mod upload;
 
 use std::panic::AssertUnwindSafe;
@@ -36,10 +38,11 @@ use stepwell_core::graph::Limits;
 use stepwell_core::{Digest, Failure, Json, NodeId, RunId, Seq, StepId, TenantId, WorkflowName};
 use stepwell_outbound::{Completion, HttpError, HttpRequest, HttpResponse, LlmError, LlmRequest};
 use tokio::runtime::{Handle, Runtime};
-use tokio::sync::Semaphore;
 
 pub use self::code::CodeError;
 pub use self::graph::CompiledGraph;
+pub use self::replay::Recorded;
+pub(crate) use self::replay::sha256;
 pub use self::upload::{Inspection, UploadError};
 use crate::permits::Permits;
 
@@ -78,6 +81,10 @@ pub struct Job {
     pub inputs: Vec<(String, Json)>,
     /// Who answers what it asks for.
     pub host: Arc<dyn StepHost>,
+    /// What the attempt did before it was interrupted, in order; empty for a new one.
+    pub recorded: Vec<Recorded>,
+    /// What the attempt's random numbers are made of: the same whenever it is taken up again, and known to nobody else.
+    pub seed: [u8; 32],
 }
 
 /// How an attempt ended.
@@ -173,8 +180,14 @@ pub enum CompletionError {
 
 /// Who answers what a step asks for. Limits have been checked before a call reaches it.
 pub trait StepHost: Send + Sync + 'static {
-    /// Orders an update and says where it stands. It is final; it need not be durable yet.
-    fn publish(&self, topic: String, payload: Json) -> BoxFuture<'_, Result<Seq, HostRefusal>>;
+    /// Whether the workflow has a topic.
+    fn has_topic(&self, topic: &str) -> bool;
+    /// Orders an update and says where it stands. It is final; it need not be durable yet. `within_call` says that it
+    /// belongs to a call that has not ended.
+    fn publish(&self, topic: String, payload: Json, within_call: bool) -> BoxFuture<'_, Result<Seq, HostRefusal>>;
+    /// Records what a call was answered. When this returns it is durable, so that whatever the step does next outside
+    /// comes after it.
+    fn record(&self, call: &'static str, arguments: Digest, result: Json) -> BoxFuture<'_, Result<(), HostRefusal>>;
     /// Records a line.
     fn log(&self, level: LogLevel, message: String) -> BoxFuture<'_, Result<(), HostRefusal>>;
     /// Sends a request.
@@ -199,7 +212,7 @@ pub trait StepHost: Send + Sync + 'static {
     ) -> BoxFuture<'_, Result<StoredArtifact, HostRefusal>>;
 }
 
-/// Components that describe themselves at once. Each takes milliseconds; the slots are there even when runs use all of
+/// Components that describe themselves, or check an input, at once; half of them of one tenant. Each takes milliseconds; the slots are there even when runs use all of
 /// theirs.
 const DESCRIBING_MAX: u32 = 4;
 
@@ -211,7 +224,7 @@ pub struct Sandbox {
     kit: graph::Kit,
     slots: Permits,
     /// For `describe`, which has slots of its own: it belongs to no run and waits for none.
-    describing: Semaphore,
+    describing: Permits,
     guests: Handle,
     // Taken on drop: guests have threads of their own, so that however many of them compute, the host's answer
     // requests and write the journal.
@@ -279,7 +292,7 @@ impl Sandbox {
             compiler,
             kit: graph::Kit::new(),
             slots: Permits::new(config.slots as usize, config.slots_per_tenant as usize),
-            describing: Semaphore::new(DESCRIBING_MAX as usize),
+            describing: Permits::new(DESCRIBING_MAX as usize, DESCRIBING_MAX as usize / 2),
             guests: runtime.handle().clone(),
             runtime: Some(runtime),
             engine,
@@ -300,7 +313,7 @@ impl Sandbox {
         input: Json,
     ) -> Result<Vec<InputProblem>, CheckInputError> {
         let code = self.code.load(self, tenant, version, component).await?;
-        let _turn = self.describing.acquire().await;
+        let _turn = self.describing.acquire(tenant).await;
         let engine = self.engine.clone();
         // On the guests' threads, like everything a guest does.
         let checked = self.guests.spawn(async move { attempt::check_input(&engine, &code, &input).await });

@@ -86,12 +86,13 @@ pub(super) async fn inspect(sandbox: &Sandbox, tenant: &TenantId, bytes: Bytes) 
         CodeError::Compile(CompileError::Unavailable(why)) => UploadError::CompilerUnavailable(why),
         CodeError::Gone | CodeError::Link(_) => UploadError::DoesNotFit(error.to_string()),
     })?;
-    inspect_compiled(sandbox, &bytes, compiled).await
+    inspect_compiled(sandbox, tenant, &bytes, compiled).await
 }
 
 /// Checks what there is to check about a component whose code is at hand, and keeps the code.
 pub(super) async fn inspect_compiled(
     sandbox: &Sandbox,
+    tenant: &TenantId,
     bytes: &[u8],
     compiled: Compiled,
 ) -> Result<Inspection, UploadError> {
@@ -101,7 +102,7 @@ pub(super) async fn inspect_compiled(
     let code = sandbox.code.link(&compiled.component).map_err(|error| UploadError::DoesNotFit(error.to_string()))?;
 
     let engine = sandbox.engine.clone();
-    let _turn = sandbox.describing.acquire().await;
+    let _turn = sandbox.describing.acquire(tenant).await;
     // On the guests' threads, like everything a guest does.
     let described = sandbox.guests.spawn(async move { attempt::describe(&engine, &code).await });
     let described = described.await.map_err(|error| UploadError::Describe(error.to_string()))?;
@@ -209,7 +210,15 @@ fn spec_of(graph: guest::Graph) -> Result<GraphSpec, String> {
 pub(super) struct Denied;
 
 impl StepHost for Denied {
-    fn publish(&self, _: String, _: Json) -> BoxFuture<'_, Result<Seq, HostRefusal>> {
+    fn has_topic(&self, _: &str) -> bool {
+        false
+    }
+
+    fn record(&self, _: &'static str, _: Digest, _: Json) -> BoxFuture<'_, Result<(), HostRefusal>> {
+        async { Ok(()) }.boxed()
+    }
+
+    fn publish(&self, _: String, _: Json, _: bool) -> BoxFuture<'_, Result<Seq, HostRefusal>> {
         async { Err(HostRefusal::Cancelled) }.boxed()
     }
 

@@ -27,10 +27,14 @@ pub const CONCURRENCY_MAX: u32 = 1_000;
 pub const ITERATIONS_MAX: u32 = 1_000_000;
 /// Tokens of an answer, where an `llm` node does not say.
 pub const ANSWER_TOKENS_DEFAULT: u32 = 4_096;
-/// Fuel of an attempt, where a node does not say: about a second of computing.
-pub const FUEL_DEFAULT: u64 = 1_000_000_000;
+/// Fuel of an attempt, where a node does not say: a few seconds of computing. Reading the largest input takes a fifth.
+pub const FUEL_DEFAULT: u64 = 5_000_000_000;
+/// Fuel of an attempt of a `join`, which may be handed the outputs of thousands of items.
+pub const JOIN_FUEL_DEFAULT: u64 = 50_000_000_000;
 /// Memory of an attempt: the largest inputs, parsed, with room to work.
 pub const MEMORY_BYTES: u64 = 128 << 20;
+/// Memory of an attempt of a `join`: as much as there can be.
+pub const JOIN_MEMORY_BYTES: u64 = 256 << 20;
 
 /// A workflow, drawn as a graph.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -79,7 +83,8 @@ pub struct Node {
     /// How long one attempt may take, such as `30s`. Without it 30 s, for `http` 1 minute, for `llm` 10 minutes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout: Option<String>,
-    /// The metered instructions one attempt may use. Without it 1,000,000,000, about a second of computing.
+    /// The metered instructions one attempt may use. Without it 5,000,000,000, some seconds of computing, and ten times that
+    /// for a `join`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fuel: Option<u64>,
     /// What it does.
@@ -413,6 +418,8 @@ pub struct Plan {
     pub timeout_ms: u64,
     /// The metered instructions one attempt may use.
     pub fuel: u64,
+    /// The memory one attempt may use.
+    pub memory_bytes: u64,
 }
 
 /// A [`Retry`] with every default filled in. As in `wit/graph.wit`.

@@ -1,6 +1,6 @@
 //! The graph of the workflow, as `wit/graph.wit` has it.
 
-use stepwell_document::{CONCURRENCY_DEFAULT, Edge as DocumentEdge, MEMORY_BYTES, OnFailure};
+use stepwell_document::{CONCURRENCY_DEFAULT, Edge as DocumentEdge, OnFailure};
 
 use crate::bindings::stepwell::workflow::graph::{
     Delegate, Each, Edge, Graph, ItemFailure, Limits, Node as GraphNode, Repeat, RetryPolicy, Scope,
@@ -31,7 +31,7 @@ fn node(node: &Node) -> GraphNode {
             max_ms: retry.max_ms,
             jitter: retry.jitter,
         },
-        limits: Limits { fuel: node.plan.fuel, timeout_ms: node.plan.timeout_ms, memory_bytes: MEMORY_BYTES },
+        limits: Limits { fuel: node.plan.fuel, timeout_ms: node.plan.timeout_ms, memory_bytes: node.plan.memory_bytes },
         opens: opens(&node.work),
         closes: match &node.work {
             Work::Join(join) => Some(join.of.clone()),

@@ -60,7 +60,7 @@ fn load_with(nodes: Value, plans: Vec<Value>) -> Result<Program, Vec<Problem>> {
 
 fn plan(scopes: &[&str], joins: Option<&str>) -> Value {
     json!({
-        "needs": [], "scopes": scopes, "joins": joins, "timeout_ms": 30_000, "fuel": 1_000_000,
+        "needs": [], "scopes": scopes, "joins": joins, "timeout_ms": 30_000, "fuel": 1_000_000, "memory_bytes": 1_000_000,
         "retry": { "max_attempts": 4, "initial_ms": 1000, "factor": 2.0, "max_ms": 60_000, "jitter": 0.2 },
     })
 }

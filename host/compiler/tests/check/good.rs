@@ -108,7 +108,7 @@ fn a_document_says_as_little_as_it_has_to() {
     );
     let checked = checked(&document.to_string()).unwrap();
     let node = &checked.graph.nodes[0];
-    assert_eq!((node.limits.timeout_ms, node.limits.fuel), (30_000, 1_000_000_000));
+    assert_eq!((node.limits.timeout_ms, node.limits.fuel), (30_000, 5_000_000_000));
     assert_eq!(node.retry, stepwell_core::retry::RetryPolicy::default());
 }
 

@@ -205,7 +205,13 @@ fn a_permanent_failure_ends_the_run_and_its_neighbours() {
         "#]],
     );
     assert!(play.run.owed().is_empty());
-    let late = Input::Publish { step: step("b"), attempt: 1, topic: "update".into(), payload: payload("1") };
+    let late = Input::Publish {
+        step: step("b"),
+        attempt: 1,
+        topic: "update".into(),
+        payload: payload("1"),
+        within_call: false,
+    };
     assert_eq!(play.try_tell(late, Dice(0)), Err(Refusal::Ended(crate::RunStatus::Failed)));
 }
 
@@ -284,8 +290,8 @@ fn steps_side_by_side_that_take_the_host_down_end_the_run_once() {
         play.lose_all_attempts();
     }
     let running = play.running();
-    play.tell(Input::AttemptLost { step: running[0].0.clone(), attempt: running[0].1 });
-    let second = Input::AttemptLost { step: running[1].0.clone(), attempt: running[1].1 };
+    play.tell(Input::AttemptLost { step: running[0].0.clone(), attempt: running[0].1, can_resume: false });
+    let second = Input::AttemptLost { step: running[1].0.clone(), attempt: running[1].1, can_resume: false };
     assert_eq!(play.try_tell(second, Dice(0)), Err(Refusal::Ended(crate::RunStatus::Failed)));
 }
 
@@ -336,6 +342,7 @@ fn what_an_older_attempt_or_an_unknown_step_says_is_refused() {
     play.fail("a", 1, FailureKind::Retryable);
     play.wait();
     let publish = |id: &str, attempt, topic: &str| Input::Publish {
+        within_call: false,
         step: step(id),
         attempt,
         topic: topic.into(),
@@ -349,7 +356,7 @@ fn what_an_older_attempt_or_an_unknown_step_says_is_refused() {
     assert_eq!(play.try_tell(publish("a", 2, "other"), Dice(0)), Err(Refusal::UnknownTopic));
     assert_eq!(play.try_tell(publish("a", 2, "update"), Dice(0)), Ok(()));
     let item = StepId { items: vec![0], ..step("a") };
-    let lost = play.try_tell(Input::AttemptLost { step: item.clone(), attempt: 2 }, Dice(0));
+    let lost = play.try_tell(Input::AttemptLost { step: item.clone(), attempt: 2, can_resume: true }, Dice(0));
     assert_eq!(lost, Err(Refusal::NotUnderWay { step: item, attempt: 2 }));
 }
 
@@ -388,7 +395,7 @@ fn events_that_cannot_follow_are_refused_and_change_nothing() {
         (&play, Event::StepSkipped { step: step("b") }),
         (&play, completed("a", 2)),
         (&play, completed("b", 1)),
-        (&play, Event::StepResumed { step: step("a") }),
+        (&play, Event::StepResumed { step: step("b") }),
         (&play, Event::StepRolledBack { step: step("a"), attempt: 1, first_seq: 1, last_seq: 1 }),
         (&play, Event::RunFailed { step: Some(step("a")), failure: failure(FailureKind::Permanent, "x") }),
         (&after_a, completed("a", 1)),
@@ -739,4 +746,50 @@ fn a_failure_deep_inside_ends_what_it_is_part_of_and_no_more() {
         25 run.completed null
     "#]],
     );
+}
+
+#[test]
+fn an_interrupted_attempt_goes_on_as_the_same_attempt_with_what_it_had_published() {
+    let mut play = Play::started("a -> b", |_| {});
+    play.publish("a", 1);
+    let call = Input::RecordCall {
+        step: step("a"),
+        attempt: 1,
+        call: "http.send".to_owned(),
+        arguments: Digest::from_bytes([1; 32]),
+        result: payload("{}"),
+    };
+    play.tell(call);
+    play.resume_all_attempts();
+    assert_eq!(play.running(), [(step("a"), 1)]);
+    play.resume_all_attempts();
+    play.publish("a", 1);
+    play.succeed("a", 1, &[]);
+    check(
+        &play,
+        expect![[r#"
+        1 run.queued
+        2 run.started
+        3 step.started a 1
+        4 step.update a 1
+        5 step.call a 1
+        6 step.resumed a
+        7 step.resumed a
+        8 step.update a 1
+        9 step.completed a 1
+        10 step.started b 1
+    "#]],
+    );
+}
+
+#[test]
+fn an_attempt_that_is_interrupted_for_ever_is_given_up() {
+    let mut play = Play::started("a", |_| {});
+    for _ in 0..INTERRUPTIONS_MAX {
+        play.resume_all_attempts();
+    }
+    assert!(!play.run.has_ended());
+    play.resume_all_attempts();
+    let Event::RunFailed { failure, .. } = &play.history.last().unwrap().event else { panic!("{}", play.text()) };
+    assert_eq!(failure.code, "interrupted_too_often");
 }

@@ -127,7 +127,13 @@ impl Play {
     }
 
     fn publish(&mut self, id: &str, attempt: u32) {
-        self.tell(Input::Publish { step: step(id), attempt, topic: "update".into(), payload: payload("{}") });
+        self.tell(Input::Publish {
+            step: step(id),
+            attempt,
+            topic: "update".into(),
+            payload: payload("{}"),
+            within_call: false,
+        });
     }
 
     /// Waits for the next timer.
@@ -152,7 +158,14 @@ impl Play {
     /// What the host that comes after a crash does first.
     fn lose_all_attempts(&mut self) {
         for (step, attempt) in self.running() {
-            self.tell(Input::AttemptLost { step, attempt });
+            self.tell(Input::AttemptLost { step, attempt, can_resume: false });
+        }
+    }
+
+    /// The same, where nothing stands in the way of going on.
+    fn resume_all_attempts(&mut self) {
+        for (step, attempt) in self.running() {
+            self.tell(Input::AttemptLost { step, attempt, can_resume: true });
         }
     }
 
@@ -174,6 +187,7 @@ fn line(Recorded { seq, event, .. }: &Recorded) -> String {
         Event::StepStarted { step, attempt }
         | Event::StepUpdate { step, attempt, .. }
         | Event::StepLog { step, attempt, .. }
+        | Event::StepCall { step, attempt, .. }
         | Event::StepArtifact { step, attempt, .. } => format!("{step} {attempt}"),
         Event::StepSuspended { step, reason, until } => {
             format!("{step} {reason:?} until {}", until.map_or(0, Timestamp::as_millis))

@@ -293,7 +293,11 @@ fn play(seed: u64) -> (Plan, Play) {
             play.tell(Input::Cancel { reason: None });
         } else if dealer.one_in(15) {
             play = Play { appends: play.appends, ..Play::recovered(&plan.graph, &play.history, play.now) };
-            play.lose_all_attempts();
+            if dealer.one_in(2) {
+                play.lose_all_attempts();
+            } else {
+                play.resume_all_attempts();
+            }
         } else if play.run.status() == Some(RunStatus::Queued) {
             play.tell(Input::Start);
         } else {
