@@ -1,7 +1,7 @@
 //! Graph documents, from the JSON that somebody saves to the run that it becomes.
 
-mod component;
 mod compile;
+mod component;
 mod computing;
 mod documents;
 mod hostile;

@@ -1,10 +1,11 @@
 //! A server of one's own, and what it takes to talk to it.
 
+use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
@@ -16,7 +17,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// A component that `make guests` has built.
 pub(crate) fn guest(name: &str) -> Vec<u8> {
     let path = guest_path(name);
-    std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}; run `make guests`", path.display()))
+    fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}; run `make guests`", path.display()))
 }
 
 pub(crate) fn guest_path(name: &str) -> PathBuf {
@@ -51,7 +52,17 @@ impl Server {
     }
 
     pub(crate) fn start_with(arguments: &[&str]) -> Self {
+        Self::start_in(TempDir::new().unwrap(), arguments)
+    }
+
+    /// The same, on a copy of a data directory in which a graph was compiled before. The first one takes seconds.
+    pub(crate) fn start_prepared(arguments: &[&str]) -> Self {
         let data = TempDir::new().unwrap();
+        copy_folder(&prepared(), data.path());
+        Self::start_in(data, arguments)
+    }
+
+    fn start_in(data: TempDir, arguments: &[&str]) -> Self {
         let arguments: Vec<String> = arguments.iter().map(|argument| (*argument).to_owned()).collect();
         let log = Arc::new(Mutex::new(String::new()));
         let (child, url) = spawn(data.path(), "127.0.0.1:0", &arguments, &log);
@@ -253,6 +264,48 @@ pub(crate) struct Ran {
     pub(crate) code: i32,
     pub(crate) stdout: String,
     pub(crate) stderr: String,
+}
+
+/// A data directory with nothing in it but what a server makes for all graphs. Made by the first test that asks.
+fn prepared() -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let lock = fs::File::create(folder.join("prepared.lock")).unwrap();
+    lock.lock().unwrap();
+    let built = fs::metadata(env!("CARGO_BIN_EXE_stepwell")).unwrap().modified().unwrap();
+    let name = format!("prepared-{}", built.duration_since(UNIX_EPOCH).unwrap().as_nanos());
+    let ready = folder.join(name);
+    if !ready.exists() {
+        for old in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_dir()) {
+            if old.file_name().unwrap().to_string_lossy().starts_with("prepared-") {
+                fs::remove_dir_all(old).unwrap();
+            }
+        }
+        let mut server = Server::start();
+        // It is compiled, and then refused, so that nothing of it is left.
+        let node = json!({"id": "a", "kind": "component", "workflow": "w", "version": "0".repeat(64), "node": "n"});
+        let graph = server.data_dir().join("graph.json");
+        fs::write(&graph, json!({"stepwell": 1, "nodes": [node]}).to_string()).unwrap();
+        let refused = server.cli(&["deploy", "prepared", graph.to_str().unwrap()]);
+        assert!(refused.stderr.contains("unknown_delegate"), "{refused:?}");
+        fs::remove_file(graph).unwrap();
+        assert_eq!(server.stop(), 0);
+        let half = folder.join("prepared-half");
+        copy_folder(server.data_dir(), &half);
+        fs::rename(half, &ready).unwrap();
+    }
+    ready
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let to = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_folder(&entry.path(), &to);
+        } else {
+            fs::copy(entry.path(), to).unwrap();
+        }
+    }
 }
 
 fn spawn(data: &Path, address: &str, arguments: &[String], log: &Arc<Mutex<String>>) -> (Child, String) {

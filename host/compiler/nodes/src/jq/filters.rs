@@ -313,7 +313,8 @@ mod tests {
 
     #[test]
     fn the_compiler_knows_what_there_is() {
-        let own = texts().into_iter().chain(regexes()).chain(math()).map(|(name, arguments, _)| (name, arguments.len()));
+        let own =
+            texts().into_iter().chain(regexes()).chain(math()).map(|(name, arguments, _)| (name, arguments.len()));
         let known = NATIVES.iter().flat_map(|(names, arguments)| names.iter().map(|name| (*name, *arguments)));
         assert_eq!(own.collect::<BTreeSet<_>>(), known.collect::<BTreeSet<_>>());
     }
