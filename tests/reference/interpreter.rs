@@ -318,7 +318,7 @@ fn done(step: Step, output: Result<Value, &'static str>, topic: Option<&'static 
     let fate = match output {
         Ok(output) => {
             played.outputs.insert(step.0.clone(), output.clone());
-            Fate::Completed { output, topic: topic.filter(|_| step.1.is_empty()) }
+            Fate::Completed { output, topic }
         }
         Err(code) => {
             played.failures.insert(step.clone());
