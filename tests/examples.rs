@@ -3,6 +3,7 @@
 use reqwest::Method;
 use serde_json::{Value, json};
 
+use crate::outside::server::{Scripted, json_response};
 use crate::support::{Server, check_history};
 
 fn input(example: &str) -> Value {
@@ -113,9 +114,13 @@ async fn inferpipe_summarises_side_by_side_and_delivers_when_asked() {
     let of = |topic: &str| updates.iter().filter(|update| update["topic"] == topic).count();
     assert!(of("summaries") >= 3 && of("briefing") >= 1 && of("progress") == 2, "{updates:?}");
 
-    // One document takes the other branch.
-    let one = server.run("inferpipe", json!({ "documents": [{ "title": "T", "text": "a  b\n c" }] })).await;
-    assert_eq!((&one["status"], &one["output"]["briefing"]["headline"]), (&json!("completed"), &json!("T")), "{one}");
+    // One document takes the other branch, and a webhook the other end.
+    let mailbox = Scripted::start(vec![json_response(&Value::Null)]).await;
+    let documents = json!([{ "title": "T", "text": "a  b\n c" }]);
+    let one = server.run("inferpipe", json!({ "documents": documents, "webhook": mailbox.url("/briefings") })).await;
+    assert_eq!((&one["status"], &one["output"]["delivered"]), (&json!("completed"), &json!(200)), "{one}");
+    assert_eq!(mailbox.body(0)["headline"], "T");
+    assert!(mailbox.requests()[0].contains(&format!("x-run: {}", one["id"].as_str().unwrap())), "{one}");
     let refused = server.post_run("inferpipe", json!({ "documents": [] })).send().await.unwrap();
     assert_eq!(refused.status(), 422);
 }
