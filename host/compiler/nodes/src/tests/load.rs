@@ -133,7 +133,7 @@ fn the_graph_is_described_from_the_plans() {
     let [m, j, l, k, o] = graph.nodes.as_slice() else { panic!("{:?}", graph.nodes) };
     assert_eq!(m.needs, ["input"]);
     assert_eq!(m.opens, Some(Scope::Each(Each { concurrency: 10, on_failure: ItemFailure::Collect })));
-    assert_eq!((m.limits.fuel, m.limits.timeout_ms, m.limits.memory_bytes), (1_000_000, 30_000, 128 << 20));
+    assert_eq!((m.limits.fuel, m.limits.timeout_ms, m.limits.memory_bytes), (1_000_000, 30_000, 1_000_000));
     assert_eq!((m.retry.max_attempts, m.retry.max_ms), (4, 60_000));
     assert_eq!(l.opens, Some(Scope::Repeat(Repeat { max: 9 })));
     assert_eq!((j.closes.as_deref(), k.closes.as_deref()), (Some("m"), Some("l")));
