@@ -30,7 +30,7 @@ use wit_component::ComponentEncoder;
 /// Metered instructions for loading a program. The largest graphs take a fifth of it.
 const LOAD_FUEL: u64 = 50_000_000_000;
 /// Memory that a loaded program may take, which every step of it begins with.
-const LOAD_MEMORY_BYTES: usize = 64 << 20;
+pub const LOAD_MEMORY_BYTES: usize = 64 << 20;
 
 /// The nodes guest, a core module.
 pub static GUEST: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/nodes.wasm"));

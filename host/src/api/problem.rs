@@ -16,7 +16,7 @@ use crate::journal::{JournalError, error_chain};
 use crate::sandbox::{CheckInputError, InputProblem, UploadError};
 
 /// Bytes over the limit that are read, and forgotten, so that the answer gets through.
-const DISCARDED_BYTES_MAX: usize = 32 << 20;
+const DISCARDED_BYTES_MAX: usize = 64 << 20;
 
 /// A refused or failed request. Boxed, because it travels in the error of every handler.
 #[derive(Debug, Clone)]

@@ -72,6 +72,10 @@ fn code_generation() -> Config {
     config.wasm_tail_call(false).wasm_memory64(false).wasm_multi_memory(false).wasm_relaxed_simd(false);
     config.wasm_wide_arithmetic(false).wasm_custom_page_sizes(false).wasm_stack_switching(false);
 
+    // The memory of a large graph is an image of some tens of megabytes, half of it zeros. Above this size wasmtime would
+    // copy such an image for each instance instead of mapping it: a hundred times the cost of a step.
+    config.memory_guaranteed_dense_image_size(stepwell_compiler::specialize::LOAD_MEMORY_BYTES as u64);
+
     // By default code of any 48.x loads; layouts have changed between patches.
     let version = concat!("wasmtime 48.0.8, stepwell ", env!("CARGO_PKG_VERSION"));
     // The error is for a version that is too long; this one has forty bytes.
