@@ -134,6 +134,7 @@ pub(crate) fn assemble(document: Document, plans: Vec<Plan>) -> Result<Checked, 
         topics: document.topics.clone(),
         channel: document.channel.clone(),
         input_schema,
+        ..GraphSpec::default()
     };
     Ok(Checked { program: Program { document, plans }, graph })
 }
@@ -156,7 +157,7 @@ fn node_spec(node: &Node, plan: &Plan) -> NodeSpec {
         id: node.id.clone(),
         description: node.description.clone(),
         needs: plan.needs.clone(),
-        retry: RetryPolicy { max_attempts, initial_ms, factor, max_ms, jitter },
+        retry: RetryPolicy { max_attempts, initial_ms, factor, max_ms, jitter, ..RetryPolicy::default() },
         limits: Limits { fuel: plan.fuel, timeout_ms: plan.timeout_ms, memory_bytes: plan.memory_bytes },
         opens,
         closes: if let Kind::Join(join) = &node.kind { Some(join.of.clone()) } else { None },

@@ -258,14 +258,16 @@ impl Run {
         now: Timestamp,
         dice: Dice,
     ) -> Event {
-        let policy = self.graph.node(place.node).map(|node| node.retry).unwrap_or_default();
+        let policy = self.graph.node(place.node).map(|node| node.retry.clone()).unwrap_or_default();
         let next_attempt_at = match failure.kind {
             FailureKind::Permanent => None,
             FailureKind::Retryable if failure.is_the_hosts() => {
                 let patience = RetryPolicy { max_attempts: INTERRUPTIONS_MAX, ..RetryPolicy::default() };
-                patience.next_attempt_at(state.interruptions + 1, None, now, dice)
+                patience.next_attempt_at(&failure.code, state.interruptions + 1, None, now, dice)
             }
-            FailureKind::Retryable => policy.next_attempt_at(state.failures + 1, failure.retry_after_ms, now, dice),
+            FailureKind::Retryable => {
+                policy.next_attempt_at(&failure.code, state.failures + 1, failure.retry_after_ms, now, dice)
+            }
         };
         let will_retry = next_attempt_at.is_some();
         Event::StepFailed { step, attempt: state.attempts, failure, will_retry, next_attempt_at, fuel_used }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{Digest, NodeId, WorkflowName, is_word};
 use crate::json::Json;
-use crate::retry::{ATTEMPTS_MAX, RetryPolicy, WAIT_MS_MAX};
+use crate::retry::{ATTEMPTS_MAX, ERRORS_MAX, RetryPolicy, WAIT_MS_MAX};
 use crate::scope::{CONCURRENCY_MAX, ITERATIONS_MAX, Inner, OUTERMOST, Scope, ScopeIndex, Scopes};
 
 /// Nodes in a graph. Large enough for generated graphs, small enough to check in milliseconds.
@@ -21,6 +21,10 @@ pub const EDGES_MAX: usize = 50_000;
 pub const NEEDS_MAX: usize = EDGES_MAX;
 /// Topics of a workflow.
 pub const TOPICS_MAX: usize = 64;
+/// Signals that a workflow can wait for.
+pub const SIGNALS_MAX: usize = 64;
+/// The longest that a run may take, and that a step may wait: a year. Whatever waits longer waits for nobody.
+pub const RUN_MS_MAX: u64 = 366 * 24 * 60 * 60 * 1000;
 /// Bytes of a node's description.
 pub const DESCRIPTION_BYTES_MAX: usize = 1024;
 /// Metered instructions of one attempt: about a minute of one core.
@@ -53,6 +57,22 @@ pub struct GraphSpec {
     /// A JSON Schema of the run's input.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub input_schema: Option<Json>,
+    /// Signals that steps may wait for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub signals: Vec<SignalSpec>,
+    /// How long a run may take from its start to its end, waiting included.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
+}
+
+/// A signal as somebody wrote it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SignalSpec {
+    /// Its name.
+    pub name: String,
+    /// A JSON Schema of its payload.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schema: Option<Json>,
 }
 
 /// A node as somebody wrote it.
@@ -333,6 +353,12 @@ impl Graph {
         self.spec.topics.iter().any(|known| known == topic)
     }
 
+    /// A signal that steps may wait for.
+    #[must_use]
+    pub fn signal(&self, name: &str) -> Option<&SignalSpec> {
+        self.spec.signals.iter().find(|signal| signal.name == name)
+    }
+
     /// What was checked.
     #[must_use]
     pub fn spec(&self) -> &GraphSpec {
@@ -373,6 +399,7 @@ impl Checker {
             ("nodes", spec.nodes.len(), NODES_MAX),
             ("edges", spec.edges.len(), EDGES_MAX),
             ("topics", spec.topics.len(), TOPICS_MAX),
+            ("signals", spec.signals.len(), SIGNALS_MAX),
             ("needs", spec.nodes.iter().map(|node| node.needs.len()).sum(), NEEDS_MAX),
         ];
         for (field, count, most) in counts {
@@ -417,6 +444,20 @@ impl Checker {
             if !seen.insert(topic) {
                 self.problem(None, "topics", "duplicate_topic", format!("the topic `{}` is named twice", clip(topic)));
             }
+        }
+        let mut seen = HashSet::new();
+        for SignalSpec { name, .. } in &spec.signals {
+            if !is_word(name) {
+                let message = format!("the signal `{}` is not valid: a signal {rule}", clip(name));
+                self.problem(None, "signals", "invalid_signal", message);
+            }
+            if !seen.insert(name) {
+                let message = format!("the signal `{}` is named twice", clip(name));
+                self.problem(None, "signals", "duplicate_signal", message);
+            }
+        }
+        if let Some(ms) = spec.timeout_ms.filter(|ms| !(1..=RUN_MS_MAX).contains(ms)) {
+            self.problem(None, "timeout_ms", "out_of_range", format!("{ms} is not between 1 and {RUN_MS_MAX}"));
         }
         if let Some(channel) = spec.channel.as_ref().filter(|channel| !is_word(channel)) {
             self.problem(
@@ -478,6 +519,17 @@ impl Checker {
             None => None,
         };
         let scope = scope.map(|(field, value, most)| (field, value.into(), 1, most.into()));
+        if retry.errors.len() > ERRORS_MAX {
+            let message = format!("{} error codes, at most {ERRORS_MAX} are allowed", retry.errors.len());
+            self.problem(Some(&node.id), "retry.errors", "too_many", message);
+        }
+        let errors = retry.errors.iter().take(ERRORS_MAX).flat_map(|error| {
+            [
+                ("retry.errors.max_attempts", error.max_attempts.into(), 1, ATTEMPTS_MAX.into()),
+                ("retry.errors.initial_ms", error.initial_ms, 0, WAIT_MS_MAX),
+                ("retry.errors.max_ms", error.max_ms, error.initial_ms.min(WAIT_MS_MAX), WAIT_MS_MAX),
+            ]
+        });
         let whole = [
             ("limits.fuel", limits.fuel, 1, FUEL_MAX),
             ("limits.timeout_ms", limits.timeout_ms, 1, TIMEOUT_MS_MAX),
@@ -486,7 +538,7 @@ impl Checker {
             ("retry.initial_ms", retry.initial_ms, 0, WAIT_MS_MAX),
             ("retry.max_ms", retry.max_ms, retry.initial_ms.min(WAIT_MS_MAX), WAIT_MS_MAX),
         ];
-        for (field, value, least, most) in whole.into_iter().chain(scope) {
+        for (field, value, least, most) in whole.into_iter().chain(errors).chain(scope) {
             if !(least..=most).contains(&value) {
                 self.problem(
                     Some(&node.id),
@@ -496,8 +548,12 @@ impl Checker {
                 );
             }
         }
+        let factors =
+            retry.errors.iter().take(ERRORS_MAX).map(|error| ("retry.errors.factor", error.factor, 1.0, 10.0));
         for (field, value, least, most) in
             [("retry.factor", retry.factor, 1.0, 10.0), ("retry.jitter", retry.jitter, 0.0, 1.0)]
+                .into_iter()
+                .chain(factors)
         {
             // Written so that a NaN is out of range.
             if !(least..=most).contains(&value) {
@@ -714,7 +770,7 @@ fn assemble(
         nodes.push(Node {
             id: node.id.parse().map_err(|_| impossible("an id"))?,
             needs,
-            retry: node.retry,
+            retry: node.retry.clone(),
             limits: node.limits,
             scope,
             place: place.ok_or_else(|| impossible("a scope"))?,
@@ -890,7 +946,14 @@ pub(crate) mod tests {
         bad.nodes.push(bad.nodes[2].clone());
         bad.nodes[0].id = "1 2".into();
         bad.nodes[1].needs = vec!["c".into(), "nobody".into(), "input".into(), "input".into()];
-        bad.nodes[1].retry = RetryPolicy { max_attempts: 0, initial_ms: 10, factor: f64::NAN, max_ms: 5, jitter: 2.0 };
+        bad.nodes[1].retry = RetryPolicy {
+            max_attempts: 0,
+            initial_ms: 10,
+            factor: f64::NAN,
+            max_ms: 5,
+            jitter: 2.0,
+            ..RetryPolicy::default()
+        };
         bad.nodes[2].limits = Limits { fuel: 0, timeout_ms: u64::MAX, memory_bytes: 1 };
         bad.output = Some("nobody".into());
         bad.topics.extend(["update".into(), "a b".into()]);

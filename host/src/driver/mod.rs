@@ -13,7 +13,8 @@
 //!           ◄── attempt ────────────────  (one a run)
 //! ```
 //!
-//! Runs share no lock but the registry's, which is split and held for a lookup. Read on: [`run_loop`].
+//! Runs share no lock but the registry's, which is split and held for a lookup. Read on: [`run_loop`], [`elements`] (the
+//! items of an `each`), [`interrupted`] (calls whose answer a crash took), [`outside`] (requests, models, secrets).
 
 mod elements;
 mod interrupted;

@@ -9,7 +9,8 @@
 //!
 //! Read on: [`engine`] (what wasm is allowed to be), [`compile`] (a process of its own), [`code`] (the cache of
 //! compiled code), [`upload`] (what a component must look like), [`imports`] (what a guest can ask for),
-//! [`attempt`] (one attempt), [`end`] (every way it can end).
+//! [`attempt`] (one attempt), [`replay`] (what it did before, told to it again), [`random`] (its random bytes),
+//! [`end`] (every way it can end), [`graph`] (components that hold a compiled graph).
 
 mod attempt;
 mod code;

@@ -171,6 +171,7 @@ fn spec_of(graph: guest::Graph) -> Result<GraphSpec, String> {
             factor: node.retry.factor,
             max_ms: node.retry.max_ms,
             jitter: node.retry.jitter,
+            ..RetryPolicy::default()
         },
         limits: Limits {
             fuel: node.limits.fuel,
@@ -203,6 +204,7 @@ fn spec_of(graph: guest::Graph) -> Result<GraphSpec, String> {
         topics: graph.topics,
         channel: graph.channel,
         input_schema,
+        ..GraphSpec::default()
     })
 }
 
