@@ -115,7 +115,7 @@ pub(super) async fn inspect(path: &Path, json: bool) -> anyhow::Result<u8> {
         if let Some(DelegateSpec { workflow, version, node }) = &node.delegates_to {
             out::line(format_args!("  runs    {node} of {workflow} {version}, and may ask for what that one imports"));
         }
-        let (limits, retry) = (node.limits, node.retry);
+        let (limits, retry) = (node.limits, &node.retry);
         let memory = out::size(limits.memory_bytes);
         out::line(format_args!("  limits  fuel {}, {} ms, {memory}", limits.fuel, limits.timeout_ms));
         out::line(format_args!(
