@@ -162,15 +162,15 @@ fn json(text: &str) -> Payload {
 fn batch(before: Option<&RunSummary>, first_seq: Seq, events: Vec<Event>, contents: Vec<Content>) -> Batch {
     let at = Timestamp::from_millis(1_000 + first_seq);
     let summary = RunSummary::after(before, first_seq, at, &events);
-    Batch { at, events, contents, summary }
+    Batch { at, events, contents, summary, ..Batch::default() }
 }
 
 fn first_events() -> Vec<Event> {
     let version = Digest::from_bytes([9; 32]);
     let step = "a".parse::<NodeId>().unwrap().into();
     vec![
-        Event::RunQueued { workflow: "w".parse().unwrap(), version, input: json("1") },
-        Event::RunStarted {},
+        Event::RunQueued { workflow: "w".parse().unwrap(), version, input: json("1"), parent: None, rerun_of: None },
+        Event::RunStarted { deadline: None },
         Event::StepStarted { step, attempt: 1 },
     ]
 }

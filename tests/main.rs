@@ -12,6 +12,7 @@
 
 mod api;
 mod cli;
+mod control;
 mod crash;
 mod driver;
 mod examples;

@@ -409,15 +409,16 @@ pub(crate) fn check_history(events: &[Value]) -> Vec<Value> {
     for (event, seq) in events.iter().zip(1u64..) {
         let kind = event["kind"].as_str().unwrap();
         assert_eq!(event["seq"], seq, "{event}");
-        assert!(!suspended || matches!(kind, "run.resumed" | "run.cancelled"), "moves while suspended: {event}");
-        suspended = kind == "run.suspended";
+        let may_follow = ["run.resumed", "run.cancelled", "run.paused", "run.failed", "signal.received"];
+        assert!(!suspended || may_follow.contains(&kind), "moves while suspended: {event}");
+        suspended = kind == "run.suspended" || suspended && kind == "signal.received";
         match kind {
             "step.update" => updates.push(event.clone()),
             "step.rolled_back" => {
                 let range = event["first_seq"].as_u64().unwrap()..=event["last_seq"].as_u64().unwrap();
                 updates.retain(|u| step(u) != step(event) || !range.contains(&u["seq"].as_u64().unwrap()));
             }
-            "step.completed" => assert!(completed.insert(step(event)), "completed twice: {event}"),
+            "step.completed" | "step.taken_over" => assert!(completed.insert(step(event)), "completed twice: {event}"),
             _ => {}
         }
         let terminal = matches!(kind, "run.completed" | "run.failed" | "run.cancelled");

@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 
 use crate::support::{Server, problem};
 
-struct Tenant {
-    key: String,
+pub(crate) struct Tenant {
+    pub(crate) key: String,
 }
 
 fn admin(server: &Server, arguments: &[&str]) -> (i32, String) {
@@ -17,7 +17,8 @@ fn admin(server: &Server, arguments: &[&str]) -> (i32, String) {
     (ran.code, ran.stdout.trim().to_owned())
 }
 
-fn create(server: &Server, id: &str) -> Tenant {
+/// Another tenant, with a key.
+pub(crate) fn create(server: &Server, id: &str) -> Tenant {
     assert_eq!(admin(server, &["tenant", "create", id]), (0, id.to_owned()));
     let (code, key) = admin(server, &["key", "create", id]);
     assert_eq!(code, 0);

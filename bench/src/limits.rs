@@ -15,8 +15,8 @@ use bytes::Bytes;
 use stepwell::clock;
 use stepwell::journal::{Batch, Journal, RedbJournal, RunSummary};
 use stepwell::sandbox::{
-    Attempt, AttemptEnd, Authorization, CompletionError, HostRefusal, Job, Sandbox, SandboxConfig, StepHost,
-    StoredArtifact,
+    Attempt, AttemptEnd, Authorization, ChildError, ChildRequest, CompletionError, HostRefusal, Job, Sandbox,
+    SandboxConfig, StepHost, StoredArtifact, Wait, Waited,
 };
 use stepwell_core::event::LogLevel;
 use stepwell_core::graph::Limits;
@@ -128,10 +128,15 @@ async fn append_for(journal: &RedbJournal, duration: Duration) -> anyhow::Result
     let key = RunKey { tenant: tenant()?, run: clock::run_id() };
     let at = clock::now();
     let input = Payload::Inline(Json::parse(r#"{"n":1}"#.to_owned())?);
-    let queued =
-        vec![Event::RunQueued { workflow: workflow()?, version: Digest::from_bytes([1; 32]), input: input.clone() }];
+    let queued = vec![Event::RunQueued {
+        workflow: workflow()?,
+        version: Digest::from_bytes([1; 32]),
+        input: input.clone(),
+        parent: None,
+        rerun_of: None,
+    }];
     let summary = RunSummary::after(None, 1, at, &queued);
-    journal.create(&key, Batch { at, events: queued, contents: Vec::new(), summary }, None).await?;
+    journal.create(&key, Batch { at, events: queued, summary, ..Batch::default() }, None).await?;
 
     let step: StepId = "s1".parse().map(stepwell_core::NodeId::into)?;
     let events = vec![
@@ -153,7 +158,7 @@ async fn append_for(journal: &RedbJournal, duration: Duration) -> anyhow::Result
         if started >= until {
             return Ok(times);
         }
-        let batch = Batch { at: clock::now(), events: events.clone(), contents: Vec::new(), summary: None };
+        let batch = Batch { at: clock::now(), events: events.clone(), ..Batch::default() };
         journal.append(&key, last_seq, batch).await?;
         last_seq += events.len() as Seq;
         times.push(started.elapsed().as_secs_f64() * 1e6);
@@ -315,6 +320,23 @@ impl StepHost for NoHost {
 
     fn has_topic(&self, _topic: &str) -> bool {
         false
+    }
+
+    fn has_signal(&self, _name: &str) -> bool {
+        false
+    }
+
+    fn wait(&self, _call: &'static str, _arguments: Digest, _wait: Wait) -> Refused<'_, Waited> {
+        Box::pin(std::future::ready(Err(HostRefusal::Unavailable)))
+    }
+
+    fn start_child(
+        &self,
+        _call: &'static str,
+        _arguments: Digest,
+        _child: ChildRequest,
+    ) -> Refused<'_, Result<RunId, ChildError>> {
+        Box::pin(std::future::ready(Err(HostRefusal::Unavailable)))
     }
 
     fn record(&self, _call: &'static str, _arguments: Digest, _result: Json) -> Refused<'_, ()> {

@@ -142,14 +142,9 @@ impl Client {
         self.read(response).await
     }
 
-    /// Starts a run. The body is JSON.
-    pub async fn start(
-        &self,
-        workflow: &str,
-        body: String,
-        idempotency_key: Option<&str>,
-    ) -> Result<Value, ClientError> {
-        let mut request = self.request(Method::POST, &format!("/v1/workflows/{workflow}/runs"));
+    /// Posts JSON that is to arrive as it is.
+    pub async fn post(&self, path: &str, body: String, idempotency_key: Option<&str>) -> Result<Value, ClientError> {
+        let mut request = self.request(Method::POST, path);
         if let Some(key) = idempotency_key {
             request = request.header("idempotency-key", key);
         }

@@ -4,13 +4,14 @@
 //! now, whether the run has ended) is the fold's to say: [`Run::follow`] takes them in and returns the whole, which belongs
 //! into one append. A step's result and the scheduling of its successors are one fact on disk or none.
 
-use crate::event::{Event, LogLevel};
+use crate::event::{ChildEnd, ChildRef, Event, LogLevel, ParentRef, RerunRef, SuspendReason, WaitingCall, Woke};
 use crate::failure::{Failure, FailureKind, INTERRUPTED};
 use crate::graph::{NodeIndex, ScopeKind};
-use crate::ids::{Digest, StepId, WorkflowName};
+use crate::ids::{Digest, RunId, Seq, StepId, WorkflowName};
 use crate::json::{ContentRef, Payload};
-use crate::retry::{Dice, INTERRUPTIONS_MAX, RetryPolicy};
-use crate::run::{Place, Run, RunStatus, Step, StepState};
+use crate::rerun::TakenOver;
+use crate::retry::{Dice, Exhausted, INTERRUPTIONS_MAX, RetryPolicy};
+use crate::run::{CHILDREN_MAX, DEPTH_MAX, Place, Run, RunStatus, SIGNALS_KEPT_MAX, Step, StepState};
 use crate::scope::ITEMS_MAX;
 use crate::time::Timestamp;
 
@@ -25,6 +26,12 @@ pub enum Input {
         version: Digest,
         /// The run's input.
         input: Payload,
+        /// The run that starts it.
+        parent: Option<ParentRef>,
+        /// The run that it repeats.
+        rerun_of: Option<RerunRef>,
+        /// Results of that run that count in this one.
+        taken_over: Vec<TakenOver>,
     },
     /// There is room for a queued run.
     Start,
@@ -54,6 +61,55 @@ pub enum Input {
         /// What it was answered.
         result: Payload,
     },
+    /// A step waits for something in a call, and can go without its sandbox meanwhile.
+    Wait {
+        /// The step.
+        step: StepId,
+        /// Its attempt.
+        attempt: u32,
+        /// The call.
+        call: WaitingCall,
+        /// When the wait ends at the latest.
+        until: Option<Timestamp>,
+    },
+    /// A step starts a child.
+    StartChild {
+        /// The step.
+        step: StepId,
+        /// Its attempt.
+        attempt: u32,
+        /// What it called.
+        call: String,
+        /// SHA-256 of what it called it with.
+        arguments: Digest,
+        /// What it is answered.
+        result: Payload,
+        /// The child.
+        child: Box<ChildRef>,
+    },
+    /// A child has ended.
+    ChildEnded {
+        /// The child.
+        run: RunId,
+        /// How.
+        end: ChildEnd,
+    },
+    /// The outside has something to tell.
+    Signal {
+        /// The signal's name.
+        name: String,
+        /// What it tells.
+        payload: Payload,
+        /// SHA-256 of the sender's idempotency key.
+        key: Option<Digest>,
+    },
+    /// Somebody wants the run to be held.
+    Pause {
+        /// Why.
+        reason: Option<String>,
+    },
+    /// Somebody lets a paused run go on.
+    Resume,
     /// A step wrote a line.
     Log {
         /// The step.
@@ -146,6 +202,33 @@ pub enum Refusal {
     /// The graph does not name this topic.
     #[error("the workflow has no such topic")]
     UnknownTopic,
+    /// The graph does not name this signal.
+    #[error("the workflow has no such signal")]
+    UnknownSignal,
+    /// The signal has come before, with the same idempotency key.
+    #[error("the signal has come before, as event {0}")]
+    SignalRepeated(Seq),
+    /// No step takes the signals that have come.
+    #[error("{SIGNALS_KEPT_MAX} signals wait to be taken")]
+    TooManySignals,
+    /// The run that a step waits for is none of its children.
+    #[error("the run is no child of this one")]
+    NotAChild,
+    /// The run has as many children as it may.
+    #[error("a run has at most {CHILDREN_MAX} children")]
+    TooManyChildren,
+    /// The run has as many runs above it as it may.
+    #[error("children go {DEPTH_MAX} deep at most")]
+    TooDeep,
+    /// Only a run that has started can be paused.
+    #[error("the run has not started")]
+    NotStarted,
+    /// The run is paused already.
+    #[error("the run is paused")]
+    Paused,
+    /// Only a paused run can be resumed.
+    #[error("the run is not paused")]
+    NotPaused,
     /// The input does not fit the state, for instance a second start.
     #[error("nothing follows from this now")]
     OutOfPlace,
@@ -159,13 +242,22 @@ impl Run {
             return Err(Refusal::Ended(status));
         }
         match input {
-            Input::Queue { workflow, version, input } => {
+            Input::Queue { workflow, version, input, parent, rerun_of, taken_over } => {
                 if self.status.is_some() {
                     return Err(Refusal::OutOfPlace);
                 }
-                Ok(vec![Event::RunQueued { workflow, version, input }])
+                let mut events = vec![Event::RunQueued { workflow, version, input, parent, rerun_of }];
+                events.extend(taken_over.into_iter().map(|TakenOver { step, output, labels }| Event::StepTakenOver {
+                    step,
+                    output,
+                    labels,
+                }));
+                Ok(events)
             }
-            Input::Start if self.status == Some(RunStatus::Queued) => Ok(vec![Event::RunStarted {}]),
+            Input::Start if self.status == Some(RunStatus::Queued) => {
+                let deadline = self.graph.spec().timeout_ms.map(|ms| now.plus_millis(ms));
+                Ok(vec![Event::RunStarted { deadline }])
+            }
             Input::Start => Err(Refusal::OutOfPlace),
             Input::Publish { step, attempt, topic, payload, within_call } => {
                 self.under_way(&step, attempt)?;
@@ -176,8 +268,38 @@ impl Run {
             }
             Input::RecordCall { step, attempt, call, arguments, result } => {
                 self.under_way(&step, attempt)?;
-                Ok(vec![Event::StepCall { step, attempt, call, arguments, result }])
+                Ok(vec![Event::StepCall { step, attempt, call, arguments, result, child: None }])
             }
+            Input::Wait { step, attempt, call, until } => self.wait(step, attempt, call, until, now),
+            Input::StartChild { step, attempt, call, arguments, result, child } => {
+                self.under_way(&step, attempt)?;
+                self.may_start_child()?;
+                Ok(vec![Event::StepCall { step, attempt, call, arguments, result, child: Some(child) }])
+            }
+            Input::ChildEnded { run, end } => Ok(self.child_ended(run, &end)),
+            Input::Signal { name, payload, key } => {
+                if self.status.is_none() {
+                    return Err(Refusal::OutOfPlace);
+                }
+                if self.graph.signal(&name).is_none() {
+                    return Err(Refusal::UnknownSignal);
+                }
+                if let Some(seq) = key.and_then(|key| self.signal_keys.get(&key)) {
+                    return Err(Refusal::SignalRepeated(seq));
+                }
+                if self.signals_kept >= SIGNALS_KEPT_MAX {
+                    return Err(Refusal::TooManySignals);
+                }
+                Ok(vec![Event::SignalReceived { name, payload, key }])
+            }
+            Input::Pause { reason } => match self.status {
+                None => Err(Refusal::OutOfPlace),
+                Some(RunStatus::Queued) => Err(Refusal::NotStarted),
+                Some(RunStatus::Paused) => Err(Refusal::Paused),
+                Some(_) => Ok(vec![Event::RunPaused { reason }]),
+            },
+            Input::Resume if self.status == Some(RunStatus::Paused) => Ok(self.unpause(now)),
+            Input::Resume => Err(Refusal::NotPaused),
             Input::Log { step, attempt, level, message } => {
                 self.under_way(&step, attempt)?;
                 Ok(vec![Event::StepLog { step, attempt, level, message }])
@@ -270,7 +392,11 @@ impl Run {
             }
         };
         let will_retry = next_attempt_at.is_some();
-        Event::StepFailed { step, attempt: state.attempts, failure, will_retry, next_attempt_at, fuel_used }
+        let pauses = !will_retry
+            && failure.kind == FailureKind::Retryable
+            && !failure.is_the_hosts()
+            && policy.when_exhausted == Exhausted::Pause;
+        Event::StepFailed { step, attempt: state.attempts, failure, will_retry, next_attempt_at, pauses, fuel_used }
     }
 
     /// An attempt that was cut off is taken up again, or where that cannot be rolled back and started anew at once, as a
@@ -280,7 +406,7 @@ impl Run {
         let (_, state) = self.under_way(&step, attempt)?;
         let will_retry = state.interruptions < INTERRUPTIONS_MAX;
         if will_retry && can_resume {
-            return Ok(Event::StepResumed { step });
+            return Ok(Event::StepResumed { step, woke: None });
         }
         let failure = if will_retry {
             Failure::platform(FailureKind::Retryable, INTERRUPTED, "the host stopped while the attempt was under way")
@@ -289,20 +415,107 @@ impl Run {
             Failure::platform(FailureKind::Permanent, "interrupted_too_often", message)
         };
         let next_attempt_at = will_retry.then_some(now);
-        Ok(Event::StepFailed { step, attempt, failure, will_retry, next_attempt_at, fuel_used: 0 })
+        Ok(Event::StepFailed { step, attempt, failure, will_retry, next_attempt_at, pauses: false, fuel_used: 0 })
+    }
+
+    /// A step waits. What has come already ends the wait at once.
+    fn wait(
+        &self,
+        step: StepId,
+        attempt: u32,
+        call: WaitingCall,
+        until: Option<Timestamp>,
+        now: Timestamp,
+    ) -> Result<Vec<Event>, Refusal> {
+        self.under_way(&step, attempt)?;
+        if call.signal.as_ref().is_some_and(|name| self.graph.signal(name).is_none()) {
+            return Err(Refusal::UnknownSignal);
+        }
+        if call.child.is_some_and(|run| !self.children.contains_key(&run)) {
+            return Err(Refusal::NotAChild);
+        }
+        let reason = match (&call.signal, &call.child) {
+            (Some(_), _) => SuspendReason::Signal,
+            (None, Some(_)) => SuspendReason::Child,
+            (None, None) => SuspendReason::Timer,
+        };
+        let over = until.is_some_and(|until| until <= now)
+            && reason == SuspendReason::Timer
+            && self.status == Some(RunStatus::Running);
+        let mut events = vec![Event::StepSuspended { step: step.clone(), reason, until, call: Some(Box::new(call)) }];
+        if over {
+            events.push(Event::StepResumed { step, woke: Some(Box::new(Woke::Timer)) });
+        }
+        Ok(events)
+    }
+
+    /// Whether a step may start one more child.
+    pub fn may_start_child(&self) -> Result<(), Refusal> {
+        if self.depth() >= DEPTH_MAX {
+            return Err(Refusal::TooDeep);
+        }
+        if self.children.len() >= CHILDREN_MAX {
+            return Err(Refusal::TooManyChildren);
+        }
+        Ok(())
+    }
+
+    /// Steps that wait for a child go on. Whoever begins to wait later asks by itself.
+    fn child_ended(&self, child: RunId, end: &ChildEnd) -> Vec<Event> {
+        let waits = |place: &Place| match &self.at(place)?.state {
+            StepState::Suspended { call: Some(call), .. } if call.child == Some(child) => self.id_of(place),
+            _ => None,
+        };
+        let woke = Some(Box::new(Woke::Child(end.clone())));
+        let steps = self.active.iter().filter_map(waits);
+        self.resumed(steps.map(|step| Event::StepResumed { step, woke: woke.clone() }).collect())
+    }
+
+    /// A paused run goes on, and with it the steps that wait for an operator, and whatever has become due meanwhile.
+    fn unpause(&self, now: Timestamp) -> Vec<Event> {
+        let waits = |place: &Place| match self.at(place)?.state {
+            StepState::Suspended { reason: SuspendReason::Operator, .. } => self.id_of(place),
+            _ => None,
+        };
+        let steps = self.active.iter().filter_map(waits);
+        let operator = steps.map(|step| Event::StepResumed { step, woke: Some(Box::new(Woke::Operator)) });
+        [Event::RunResumed {}].into_iter().chain(operator).chain(self.due_timers(now)).collect()
+    }
+
+    /// Nothing in a paused run goes on, and a suspended one is resumed first.
+    fn resumed(&self, mut steps: Vec<Event>) -> Vec<Event> {
+        match self.status {
+            Some(RunStatus::Suspended) if !steps.is_empty() => {
+                steps.insert(0, Event::RunResumed {});
+                steps
+            }
+            Some(RunStatus::Paused) => Vec::new(),
+            _ => steps,
+        }
     }
 
     fn wake(&self, now: Timestamp) -> Vec<Event> {
-        let due = |place: &Place| match self.at(place)?.state {
-            StepState::Suspended { until: Some(until), .. } if until <= now => self.id_of(place),
-            _ => None,
-        };
-        let mut events: Vec<Event> =
-            self.active.iter().filter_map(due).map(|step| Event::StepResumed { step }).collect();
-        if !events.is_empty() && self.status == Some(RunStatus::Suspended) {
-            events.insert(0, Event::RunResumed {});
+        if let Some((deadline, _)) = self.deadline.filter(|(deadline, _)| *deadline <= now) {
+            let limit = self.graph.spec().timeout_ms.unwrap_or_default();
+            let message = format!("the run has not ended within {limit} ms (by {})", deadline.as_millis());
+            let failure = Failure::platform(FailureKind::Permanent, "run_timeout", message);
+            return vec![Event::RunFailed { step: None, failure }];
         }
-        events
+        self.resumed(self.due_timers(now).collect())
+    }
+
+    fn due_timers(&self, now: Timestamp) -> impl Iterator<Item = Event> {
+        self.active.iter().filter_map(move |place| match self.at(place)?.state {
+            StepState::Suspended { reason, until: Some(until), .. } if until <= now => {
+                let woke = match reason {
+                    SuspendReason::Retry | SuspendReason::Operator => None,
+                    SuspendReason::Timer => Some(Box::new(Woke::Timer)),
+                    SuspendReason::Signal | SuspendReason::Child => Some(Box::new(Woke::TimedOut)),
+                };
+                Some(Event::StepResumed { step: self.id_of(place)?, woke })
+            }
+            _ => None,
+        })
     }
 
     fn under_way(&self, id: &StepId, attempt: u32) -> Result<(Place, &Step), Refusal> {

@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
-use crate::ids::{Digest, Seq, StepId, WorkflowName};
+use crate::ids::{Digest, RunId, Seq, StepId, WorkflowName};
 use crate::json::{ContentRef, Payload};
 use crate::time::Timestamp;
 
@@ -22,10 +22,20 @@ pub enum Event {
         version: Digest,
         /// The run's input.
         input: Payload,
+        /// The run that started it as a child.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        parent: Option<ParentRef>,
+        /// The run that this one repeats.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        rerun_of: Option<RerunRef>,
     },
     /// The run's first steps are due.
     #[serde(rename = "run.started")]
-    RunStarted {},
+    RunStarted {
+        /// When the run fails if it has not ended by then.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        deadline: Option<Timestamp>,
+    },
     /// Nothing in the run can progress without the outside.
     #[serde(rename = "run.suspended")]
     RunSuspended {
@@ -35,9 +45,27 @@ pub enum Event {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         until: Option<Timestamp>,
     },
-    /// What the run waited for has come.
+    /// What the run waited for has come, or whoever paused it lets it go on.
     #[serde(rename = "run.resumed")]
     RunResumed {},
+    /// Someone holds the run: attempts under way come to their end, and nothing else begins until the run is resumed.
+    #[serde(rename = "run.paused")]
+    RunPaused {
+        /// Why.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
+    },
+    /// The outside has told the run something. It is kept until a step takes it.
+    #[serde(rename = "signal.received")]
+    SignalReceived {
+        /// One of the graph's signals.
+        name: String,
+        /// What was told.
+        payload: Payload,
+        /// SHA-256 of the sender's idempotency key: the same one is not taken twice.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        key: Option<Digest>,
+    },
     /// Every step has completed or was skipped. Terminal.
     #[serde(rename = "run.completed")]
     RunCompleted {
@@ -98,6 +126,9 @@ pub enum Event {
         arguments: Digest,
         /// What it was answered.
         result: Payload,
+        /// The run that the call has started.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        child: Option<Box<ChildRef>>,
     },
     /// A step wrote a line for its operators.
     #[serde(rename = "step.log")]
@@ -135,6 +166,9 @@ pub enum Event {
         /// When a timer ends the wait.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         until: Option<Timestamp>,
+        /// The call of the attempt that waits. `None` between two attempts.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        call: Option<Box<WaitingCall>>,
     },
     /// What the step waited for has come; or the host that ran its attempt had stopped, and the attempt is taken up again
     /// where its recorded calls end.
@@ -142,6 +176,9 @@ pub enum Event {
     StepResumed {
         /// The step.
         step: StepId,
+        /// What has ended the wait. `None` for a retry whose time has come, and for an attempt that was cut off.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        woke: Option<Box<Woke>>,
     },
     /// A step has its result. Recorded exactly once for a step.
     #[serde(rename = "step.completed")]
@@ -178,6 +215,9 @@ pub enum Event {
         /// When the next attempt starts.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         next_attempt_at: Option<Timestamp>,
+        /// The attempts are used up, and the workflow wants an operator to see to it: the step waits for one.
+        #[serde(default, skip_serializing_if = "is_false")]
+        pauses: bool,
         /// Metered instructions the attempt used; inexact after a trap.
         fuel_used: u64,
     },
@@ -205,6 +245,108 @@ pub enum Event {
         /// The step.
         step: StepId,
     },
+    /// The step has the result that it had in the run which this one repeats. It is not run again.
+    #[serde(rename = "step.taken_over")]
+    StepTakenOver {
+        /// The step.
+        step: StepId,
+        /// The result.
+        output: Payload,
+        /// Labels of the edges taken besides the unlabelled ones.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        labels: Vec<String>,
+    },
+}
+
+/// The run that started another one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ParentRef {
+    /// The run.
+    pub run: RunId,
+    /// Runs above this one: 1 for the child of a run that nobody started but a client.
+    pub depth: u32,
+}
+
+/// The run that another one repeats.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RerunRef {
+    /// The run.
+    pub run: RunId,
+    /// The step that it is repeated from; `None` from the start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from_step: Option<StepId>,
+}
+
+/// A run that a step has started.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChildRef {
+    /// The run.
+    pub run: RunId,
+    /// Its workflow.
+    pub workflow: WorkflowName,
+    /// Its version.
+    pub version: Digest,
+    /// Its input.
+    pub input: Payload,
+    /// Whether it goes on when this run, or the attempt that started it, ends before it.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub detached: bool,
+}
+
+/// A call that an attempt waits in. With the event that ends the wait it is on record like every other call.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WaitingCall {
+    /// What was called, such as `wait.signal`.
+    pub call: String,
+    /// SHA-256 of what it was called with.
+    pub arguments: Digest,
+    /// The signal that ends the wait.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signal: Option<String>,
+    /// The child whose end ends the wait.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub child: Option<RunId>,
+}
+
+/// What has ended a wait.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Woke {
+    /// The time that the step wanted to sleep is over.
+    Timer,
+    /// What it waited for has not come in time.
+    TimedOut,
+    /// A signal.
+    Signal {
+        /// Its event.
+        seq: Seq,
+        /// Its payload.
+        payload: Payload,
+    },
+    /// A child has ended.
+    Child(ChildEnd),
+    /// An operator lets a step go on whose attempts were used up.
+    Operator,
+}
+
+/// How a child has ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ChildEnd {
+    /// It has completed.
+    Completed {
+        /// Its output.
+        output: Payload,
+    },
+    /// It has failed.
+    Failed {
+        /// The failure's code.
+        code: String,
+        /// The failure's message.
+        message: String,
+    },
+    /// It was cancelled, or is gone.
+    Cancelled,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde wants it so")]
@@ -218,6 +360,14 @@ fn is_false(value: &bool) -> bool {
 pub enum SuspendReason {
     /// The next attempt after a failed one.
     Retry,
+    /// A time.
+    Timer,
+    /// Somebody outside, who sends a signal.
+    Signal,
+    /// The end of a child.
+    Child,
+    /// An operator: the attempts are used up.
+    Operator,
 }
 
 /// How much a log line matters.
@@ -240,9 +390,11 @@ impl Event {
     pub const fn kind(&self) -> &'static str {
         match self {
             Self::RunQueued { .. } => "run.queued",
-            Self::RunStarted {} => "run.started",
+            Self::RunStarted { .. } => "run.started",
             Self::RunSuspended { .. } => "run.suspended",
-            Self::RunResumed {} => "run.resumed",
+            Self::RunResumed { .. } => "run.resumed",
+            Self::RunPaused { .. } => "run.paused",
+            Self::SignalReceived { .. } => "signal.received",
             Self::RunCompleted { .. } => "run.completed",
             Self::RunFailed { .. } => "run.failed",
             Self::RunCancelled { .. } => "run.cancelled",
@@ -258,6 +410,7 @@ impl Event {
             Self::StepRolledBack { .. } => "step.rolled_back",
             Self::StepSkipped { .. } => "step.skipped",
             Self::StepCancelled { .. } => "step.cancelled",
+            Self::StepTakenOver { .. } => "step.taken_over",
         }
     }
 
@@ -277,32 +430,50 @@ impl Event {
             | Self::StepLog { step, .. }
             | Self::StepArtifact { step, .. }
             | Self::StepSuspended { step, .. }
-            | Self::StepResumed { step }
+            | Self::StepResumed { step, .. }
             | Self::StepCompleted { step, .. }
             | Self::StepFailed { step, .. }
             | Self::StepRolledBack { step, .. }
             | Self::StepSkipped { step }
-            | Self::StepCancelled { step } => Some(step),
+            | Self::StepCancelled { step }
+            | Self::StepTakenOver { step, .. } => Some(step),
             Self::RunFailed { step, .. } => step.as_ref(),
             Self::RunQueued { .. }
-            | Self::RunStarted {}
+            | Self::RunStarted { .. }
             | Self::RunSuspended { .. }
             | Self::RunResumed {}
+            | Self::RunPaused { .. }
+            | Self::SignalReceived { .. }
             | Self::RunCompleted { .. }
             | Self::RunCancelled { .. } => None,
         }
     }
 
+    /// The value that the event carries.
+    #[must_use]
+    pub fn payload(&self) -> Option<&Payload> {
+        match self {
+            Self::RunQueued { input: payload, .. }
+            | Self::RunCompleted { output: payload }
+            | Self::SignalReceived { payload, .. }
+            | Self::StepUpdate { payload, .. }
+            | Self::StepCall { result: payload, .. }
+            | Self::StepCompleted { output: payload, .. }
+            | Self::StepTakenOver { output: payload, .. } => Some(payload),
+            Self::StepResumed { woke: Some(woke), .. } => match &**woke {
+                Woke::Signal { payload, .. } | Woke::Child(ChildEnd::Completed { output: payload }) => Some(payload),
+                Woke::Timer | Woke::TimedOut | Woke::Child(_) | Woke::Operator => None,
+            },
+            _ => None,
+        }
+    }
+
     /// The content outside the journal that the event refers to.
     #[must_use]
-    pub const fn content(&self) -> Option<&ContentRef> {
-        match self {
-            Self::RunQueued { input: Payload::Stored(content), .. }
-            | Self::RunCompleted { output: Payload::Stored(content) }
-            | Self::StepUpdate { payload: Payload::Stored(content), .. }
-            | Self::StepCall { result: Payload::Stored(content), .. }
-            | Self::StepCompleted { output: Payload::Stored(content), .. }
-            | Self::StepArtifact { content, .. } => Some(content),
+    pub fn content(&self) -> Option<&ContentRef> {
+        match (self, self.payload()) {
+            (_, Some(Payload::Stored(content))) => Some(content),
+            (Self::StepArtifact { content, .. }, _) => Some(content),
             _ => None,
         }
     }

@@ -136,6 +136,15 @@ pub enum Payload {
 }
 
 impl Payload {
+    /// Where the value is, when it is stored apart.
+    #[must_use]
+    pub const fn stored(&self) -> Option<&ContentRef> {
+        match self {
+            Self::Inline(_) => None,
+            Self::Stored(content) => Some(content),
+        }
+    }
+
     /// Bytes of the value's JSON text, wherever it is.
     #[must_use]
     pub fn size_bytes(&self) -> u64 {

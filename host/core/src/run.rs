@@ -18,10 +18,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::effect::Effect;
-use crate::event::{Event, SuspendReason};
+use crate::event::{ChildEnd, ChildRef, Event, ParentRef, SuspendReason, WaitingCall, Woke};
 use crate::failure::Failure;
 use crate::graph::{Graph, ItemFailure, Need, Node, NodeIndex, Outgoing, ScopeKind};
-use crate::ids::{Seq, StepId};
+use crate::ids::{Digest, RunId, Seq, StepId};
 use crate::json::{Json, Payload};
 use crate::scope::{Inner, OUTERMOST, ScopeIndex};
 use crate::time::Timestamp;
@@ -36,9 +36,11 @@ pub enum RunStatus {
     Running,
     /// Nothing can progress without the outside.
     Suspended,
+    /// Someone holds it: attempts under way come to their end, and nothing else begins.
+    Paused,
     /// Every step has completed or was skipped.
     Completed,
-    /// A step failed for good.
+    /// A step failed for good, or the run's time was over.
     Failed,
     /// Someone asked for the end.
     Cancelled,
@@ -58,6 +60,7 @@ impl RunStatus {
             Self::Queued => "queued",
             Self::Running => "running",
             Self::Suspended => "suspended",
+            Self::Paused => "paused",
             Self::Completed => "completed",
             Self::Failed => "failed",
             Self::Cancelled => "cancelled",
@@ -69,8 +72,9 @@ impl RunStatus {
     pub const fn after(event: &Event) -> Option<Self> {
         match event {
             Event::RunQueued { .. } => Some(Self::Queued),
-            Event::RunStarted {} | Event::RunResumed {} => Some(Self::Running),
+            Event::RunStarted { .. } | Event::RunResumed {} => Some(Self::Running),
             Event::RunSuspended { .. } => Some(Self::Suspended),
+            Event::RunPaused { .. } => Some(Self::Paused),
             Event::RunCompleted { .. } => Some(Self::Completed),
             Event::RunFailed { .. } => Some(Self::Failed),
             Event::RunCancelled { .. } => Some(Self::Cancelled),
@@ -85,7 +89,9 @@ impl RunStatus {
             | Event::StepFailed { .. }
             | Event::StepRolledBack { .. }
             | Event::StepSkipped { .. }
-            | Event::StepCancelled { .. } => None,
+            | Event::StepCancelled { .. }
+            | Event::StepTakenOver { .. }
+            | Event::SignalReceived { .. } => None,
         }
     }
 }
@@ -125,6 +131,14 @@ pub struct IllegalEvent {
 /// Steps of one run that are under way or wait for something, at once. What is due beyond it begins when others end: a
 /// fan-out within a fan-out must take neither the memory of the host nor the time of other runs.
 pub const STEPS_AT_ONCE_MAX: usize = if cfg!(test) { 6 } else { 1_000 };
+/// Signals that a run keeps until a step takes them. A sender that is so far ahead of the run is told to wait.
+pub const SIGNALS_KEPT_MAX: usize = if cfg!(test) { 4 } else { 1_000 };
+/// Idempotency keys of signals that a run remembers, the last ones: more than anybody has under way at once.
+pub const SIGNAL_KEYS_MAX: usize = if cfg!(test) { 8 } else { 10_000 };
+/// Children that the steps of a run start, those that have ended included: what a run keeps of each is with it to its end.
+pub const CHILDREN_MAX: usize = if cfg!(test) { 6 } else { 1_000 };
+/// Runs above a run at most: a workflow that starts itself comes to an end.
+pub const DEPTH_MAX: u32 = 8;
 /// Bytes of results that a run keeps in memory. A shell stores further ones apart, see [`Run::keeps_much`].
 const KEPT_BYTES: usize = 16 << 20;
 /// Bytes of a failure's message that the node which closes its fan-out is told.
@@ -150,12 +164,66 @@ pub struct Run {
     /// Bytes of all results that were kept as they are.
     kept_bytes: usize,
     /// What must be recorded before anything else happens. Between appends there are only starts left, for which there
-    /// is no room.
+    /// is no room, and what a paused run holds back.
     due: BTreeSet<Due>,
     /// Updates of attempts that have just failed or been cancelled, to be marked. Empty between appends.
     rollbacks: VecDeque<(StepId, u32, Seq, Seq)>,
     /// What ends the run. Set between appends only when the run has ended.
     failed: Option<(StepId, Failure)>,
+    /// Why the run is to be paused. Empty between appends.
+    pause_due: Option<String>,
+    /// When the run fails if it has not ended by then, and the event that says so.
+    pub(crate) deadline: Option<(Timestamp, Seq)>,
+    /// Signals that no step has taken, by their names, the oldest first.
+    signals: BTreeMap<String, VecDeque<(Seq, Payload)>>,
+    /// How many they are.
+    pub(crate) signals_kept: usize,
+    pub(crate) signal_keys: SignalKeys,
+    /// Steps that wait for a signal, by its name; whoever has waited longest is first.
+    listeners: BTreeMap<String, BTreeSet<(Seq, Place)>>,
+    parent: Option<ParentRef>,
+    pub(crate) children: BTreeMap<RunId, Child>,
+    /// Results of the run that this one repeats, for the steps that have not been reached yet.
+    taken_over: BTreeMap<NodeIndex, (Payload, Vec<String>)>,
+    /// How the run has ended, for its parent.
+    end: Option<ChildEnd>,
+}
+
+/// The idempotency keys of the last signals.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub(crate) struct SignalKeys {
+    by_key: HashMap<Digest, Seq>,
+    in_order: VecDeque<Digest>,
+}
+
+impl SignalKeys {
+    /// The event of the signal that came with this key.
+    pub(crate) fn get(&self, key: &Digest) -> Option<Seq> {
+        self.by_key.get(key).copied()
+    }
+
+    fn insert(&mut self, key: Digest, seq: Seq) {
+        if self.by_key.insert(key, seq).is_none() {
+            self.in_order.push_back(key);
+        }
+        if self.in_order.len() > SIGNAL_KEYS_MAX
+            && let Some(oldest) = self.in_order.pop_front()
+        {
+            self.by_key.remove(&oldest);
+        }
+    }
+}
+
+/// A run that one of the steps has started.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Child {
+    step: StepId,
+    attempt: u32,
+    detached: bool,
+    /// A step was told of its end.
+    over: bool,
+    /// The event since which it is to be cancelled: the attempt that started it has failed.
+    unwanted: Option<Seq>,
 }
 
 /// Names a frame, by its scope and the path of its item; or a region, by its scope and the path around it.
@@ -226,6 +294,13 @@ enum Due {
     Item(Reverse<usize>, FrameKey),
 }
 
+impl Due {
+    /// Whether it is the beginning of something, and not the end of what was.
+    const fn begins_something(&self) -> bool {
+        matches!(self, Self::Again(_) | Self::Start(_) | Self::Item(..))
+    }
+}
+
 /// A step, as far as the run's events tell.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Step {
@@ -242,6 +317,13 @@ pub(crate) struct Step {
     pub(crate) interruptions: u32,
     /// The first and last update or artifact of the last attempt.
     updates: Option<(Seq, Seq)>,
+    /// The `step.started` of the last attempt.
+    started: Seq,
+    /// The last attempt is in the middle of a call that has published.
+    mid_call: bool,
+    /// The child that the last attempt has just recorded, and its event. Once the attempt does something else, the child
+    /// is there.
+    starting: Option<(Box<ChildRef>, Seq)>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -256,6 +338,8 @@ pub(crate) enum StepState {
         reason: SuspendReason,
         until: Option<Timestamp>,
         since: Seq,
+        /// The call that waits; `None` between attempts.
+        call: Option<Box<WaitingCall>>,
     },
     Completed {
         output: Payload,
@@ -314,6 +398,16 @@ impl Run {
             due: BTreeSet::new(),
             rollbacks: VecDeque::new(),
             failed: None,
+            pause_due: None,
+            deadline: None,
+            signals: BTreeMap::new(),
+            signals_kept: 0,
+            signal_keys: SignalKeys::default(),
+            listeners: BTreeMap::new(),
+            parent: None,
+            children: BTreeMap::new(),
+            taken_over: BTreeMap::new(),
+            end: None,
             graph,
         };
         let outermost = FrameKey { scope: OUTERMOST, items: Vec::new() };
@@ -348,24 +442,78 @@ impl Run {
     /// What a shell must do next. After recovery that is all of it; live, a shell leaves out what is under way.
     #[must_use]
     pub fn owed(&self) -> Vec<Effect> {
-        if self.status == Some(RunStatus::Queued) {
+        let Some(status) = self.status else { return Vec::new() };
+        if status == RunStatus::Queued {
             return vec![Effect::StartRun { since: self.last_seq }];
         }
-        let owed = self.active.iter().filter_map(|place| match self.at(place)?.state {
-            StepState::Running { since } => {
-                let attempt = self.at(place)?.attempts;
-                Some(Effect::RunStep { step: self.id_of(place)?, node: place.node, attempt, since })
+        let ended = status.is_terminal();
+        let mut owed: Vec<Effect> = Vec::new();
+        for (run, child) in &self.children {
+            let since = child.unwanted.or(ended.then_some(self.last_seq));
+            if let Some(since) = since.filter(|_| !child.detached && !child.over) {
+                owed.push(Effect::CancelChild { run: *run, since });
             }
-            StepState::Suspended { until: Some(at), since, .. } => Some(Effect::WakeAt { at, since }),
-            StepState::Suspended { until: None, .. }
-            | StepState::Pending
-            | StepState::BetweenAttempts
-            | StepState::Completed { .. }
-            | StepState::Failed
-            | StepState::Skipped
-            | StepState::Cancelled => None,
+        }
+        if let (Some(parent), Some(end)) = (&self.parent, &self.end) {
+            owed.push(Effect::TellParent { parent: parent.run, end: end.clone(), since: self.last_seq });
+        }
+        if ended {
+            return owed;
+        }
+        owed.extend(self.deadline.map(|(at, since)| Effect::WakeAt { at, since }));
+        for place in &self.active {
+            let Some((step, id)) = self.at(place).zip(self.id_of(place)) else { continue };
+            match &step.state {
+                StepState::Running { since } => {
+                    if let Some((child, since)) = &step.starting {
+                        owed.push(Effect::StartChild { step: id.clone(), child: child.clone(), since: *since });
+                    }
+                    owed.push(Effect::RunStep { step: id, node: place.node, attempt: step.attempts, since: *since });
+                }
+                // What ends a wait is not looked at before the run is resumed.
+                StepState::Suspended { .. } if status == RunStatus::Paused => {}
+                StepState::Suspended { until, since, call, .. } => {
+                    let child = call.as_ref().and_then(|call| call.child);
+                    owed.extend(child.map(|run| Effect::AskChild { run, since: *since }));
+                    owed.extend(until.map(|at| Effect::WakeAt { at, since: *since }));
+                }
+                StepState::Pending
+                | StepState::BetweenAttempts
+                | StepState::Completed { .. }
+                | StepState::Failed
+                | StepState::Skipped
+                | StepState::Cancelled => {}
+            }
+        }
+        owed
+    }
+
+    /// When a timer is next due, of those that are not held back.
+    fn next_timer(&self) -> Option<Timestamp> {
+        let steps = self.active.iter().filter_map(|place| match self.at(place)?.state {
+            StepState::Suspended { until, .. } => until,
+            _ => None,
         });
-        owed.collect()
+        steps.chain(self.deadline.map(|(at, _)| at)).min()
+    }
+
+    /// Runs above this one.
+    #[must_use]
+    pub fn depth(&self) -> u32 {
+        self.parent.as_ref().map_or(0, |parent| parent.depth)
+    }
+
+    /// The `step.started` of a step's last attempt: what the attempt has done is recorded behind it.
+    #[must_use]
+    pub fn attempt_started(&self, step: &StepId) -> Option<Seq> {
+        Some(self.step(step)?.1.started)
+    }
+
+    /// Whether an attempt that was cut off can be taken up again. One in the middle of a call that has published cannot:
+    /// the call would publish again, and something else.
+    #[must_use]
+    pub fn can_resume(&self, step: &StepId) -> bool {
+        self.step(step).is_some_and(|(_, step)| !step.mid_call)
     }
 
     /// What a step is handed, in the order of its node's needs. Ancestors that were skipped are left out.
@@ -449,22 +597,29 @@ impl Run {
     /// The event that must be recorded next because of what was, if there is one. Changes nothing.
     #[must_use]
     pub fn consequence(&self) -> Option<Event> {
-        if !matches!(self.status, Some(RunStatus::Running | RunStatus::Suspended)) {
-            return None;
-        }
+        let paused = match self.status? {
+            RunStatus::Running => false,
+            RunStatus::Paused => true,
+            RunStatus::Suspended => return self.next_signal().map(|_| Event::RunResumed {}),
+            RunStatus::Queued | RunStatus::Completed | RunStatus::Failed | RunStatus::Cancelled => return None,
+        };
         if let Some((step, attempt, first_seq, last_seq)) = self.rollbacks.front().cloned() {
             return Some(Event::StepRolledBack { step, attempt, first_seq, last_seq });
         }
         if let Some((step, failure)) = self.failed.clone() {
             return Some(Event::RunFailed { step: Some(step), failure });
         }
-        if let Some(due) = self.next_due() {
+        let due = self.next_due();
+        if let Some(reason) = self.pause_due.clone().filter(|_| !paused && due.is_none_or(Due::begins_something)) {
+            return Some(Event::RunPaused { reason: Some(reason) });
+        }
+        if let Some(due) = due {
             return match due {
                 Due::Cancel(step, ..) => Some(Event::StepCancelled { step: step.clone() }),
                 Due::Skip(place) => Some(Event::StepSkipped { step: self.id_of(place)? }),
                 Due::Suspend(place, until) => {
-                    let (step, reason) = (self.id_of(place)?, SuspendReason::Retry);
-                    Some(Event::StepSuspended { step, reason, until: *until })
+                    let reason = if until.is_some() { SuspendReason::Retry } else { SuspendReason::Operator };
+                    Some(Event::StepSuspended { step: self.id_of(place)?, reason, until: *until, call: None })
                 }
                 Due::Start(place) | Due::Again(place) => {
                     Some(Event::StepStarted { step: self.id_of(place)?, attempt: self.at(place)?.attempts + 1 })
@@ -472,18 +627,46 @@ impl Run {
                 Due::Item(_, key) => self.first_of_next_item(key).map(|step| Event::StepStarted { step, attempt: 1 }),
             };
         }
+        if paused {
+            return None;
+        }
+        if let Some((place, seq, payload)) = self.next_signal() {
+            let woke = Woke::Signal { seq, payload: payload.clone() };
+            return Some(Event::StepResumed { step: self.id_of(place)?, woke: Some(Box::new(woke)) });
+        }
         if self.open() == 0 {
             let output = self.graph.output().and_then(|node| self.output_at(&[], node));
             return Some(Event::RunCompleted { output: output.unwrap_or_else(|| Payload::Inline(Json::null())) });
         }
         if self.is_waiting() {
-            let until = self.active.iter().filter_map(|place| match self.at(place)?.state {
-                StepState::Suspended { until, .. } => until,
-                _ => None,
-            });
-            return Some(Event::RunSuspended { reason: SuspendReason::Retry, until: until.min() });
+            return Some(Event::RunSuspended { reason: self.waits_for()?, until: self.next_timer() });
         }
         None
+    }
+
+    /// A signal that a step waits for and nobody has taken: the oldest of its name, for whoever has waited longest.
+    fn next_signal(&self) -> Option<(&Place, Seq, &Payload)> {
+        // A graph has few signals.
+        self.signals.iter().find_map(|(name, kept)| {
+            let (_, place) = self.listeners.get(name)?.first()?;
+            let (seq, payload) = kept.front()?;
+            Some((place, *seq, payload))
+        })
+    }
+
+    /// What a run waits for in which nothing moves: what can take longest, and needs somebody, comes first.
+    fn waits_for(&self) -> Option<SuspendReason> {
+        let reasons = self.active.iter().filter_map(|place| match self.at(place)?.state {
+            StepState::Suspended { reason, .. } => Some(reason),
+            _ => None,
+        });
+        reasons.max_by_key(|reason| match reason {
+            SuspendReason::Retry => 0,
+            SuspendReason::Timer => 1,
+            SuspendReason::Child => 2,
+            SuspendReason::Signal => 3,
+            SuspendReason::Operator => 4,
+        })
     }
 
     /// Takes in events that were decided, and all that follows from them. Returns the whole of it, which belongs into one
@@ -510,21 +693,43 @@ impl Run {
     }
 
     fn fold(&mut self, seq: Seq, event: &Event) -> Result<(), String> {
-        use RunStatus::{Queued, Running, Suspended};
+        use RunStatus::{Paused, Queued, Running, Suspended};
         match (self.status, event) {
             (Some(status), _) if status.is_terminal() => {
                 return Err(format!("the run has ended ({})", status.as_str()));
             }
-            (None, Event::RunQueued { input, .. }) => self.input = input.clone(),
+            (None, Event::RunQueued { input, parent, .. }) => {
+                self.input = input.clone();
+                self.parent.clone_from(parent);
+            }
             (None, _) => return Err("a run begins with run.queued".to_owned()),
             (Some(_), Event::RunQueued { .. }) => return Err("the run is queued already".to_owned()),
 
-            (Some(Queued), Event::RunStarted {}) => self.enter(OUTERMOST, &[]),
-            (_, Event::RunStarted {}) => return Err("the run has started already".to_owned()),
+            (Some(_), Event::SignalReceived { name, payload, key }) => {
+                if self.graph.signal(name).is_none() {
+                    return Err(format!("the workflow has no signal `{name}`"));
+                }
+                self.signals.entry(name.clone()).or_default().push_back((seq, payload.clone()));
+                self.signals_kept += 1;
+                if let Some(key) = key {
+                    self.signal_keys.insert(*key, seq);
+                }
+            }
+            (Some(Queued), Event::StepTakenOver { step, output, labels }) => self.keep_for(step, output, labels)?,
+            (_, Event::StepTakenOver { .. }) => return Err("results are taken over before a run starts".to_owned()),
+
+            (Some(Queued), Event::RunStarted { deadline }) => {
+                self.deadline = deadline.map(|at| (at, seq));
+                self.enter(OUTERMOST, &[]);
+                self.take_over();
+            }
+            (_, Event::RunStarted { .. }) => return Err("the run has started already".to_owned()),
             (Some(Running), Event::RunSuspended { .. }) if self.is_settled() && self.is_waiting() => {}
             (_, Event::RunSuspended { .. }) => return Err("something in the run can progress".to_owned()),
-            (Some(Suspended), Event::RunResumed {}) => {}
-            (_, Event::RunResumed {}) => return Err("the run is not suspended".to_owned()),
+            (Some(Suspended | Paused), Event::RunResumed {}) => {}
+            (_, Event::RunResumed {}) => return Err("the run is neither suspended nor paused".to_owned()),
+            (Some(Running | Suspended), Event::RunPaused { .. }) => self.pause_due = None,
+            (_, Event::RunPaused { .. }) => return Err("the run has not started, or is paused already".to_owned()),
             (Some(Running), Event::RunCompleted { .. }) if self.is_settled() && self.open() == 0 => {}
             (_, Event::RunCompleted { .. }) => return Err("steps are still open".to_owned()),
             (Some(_), Event::RunFailed { step, .. }) => {
@@ -535,15 +740,29 @@ impl Run {
             }
             (Some(_), Event::RunCancelled { .. }) => self.cancel_open_steps(),
 
+            (Some(Paused), event @ (Event::StepStarted { .. } | Event::StepSkipped { .. })) => {
+                return Err(format!("{} while the run is paused", event.kind()));
+            }
             // Each suspension is followed by its resumption before anything else moves.
             (Some(Queued | Suspended), _) => {
                 return Err("no step moves while the run is queued or suspended".to_owned());
             }
-            (Some(_), event) => self.fold_step(seq, event)?,
+            (Some(_), event) => {
+                self.fold_step(seq, event)?;
+                self.take_over();
+            }
         }
         if let Some(status) = RunStatus::after(event) {
             self.status = Some(status);
         }
+        self.end = match event {
+            Event::RunCompleted { output } => Some(ChildEnd::Completed { output: output.clone() }),
+            Event::RunFailed { failure: Failure { code, message, .. }, .. } => {
+                Some(ChildEnd::Failed { code: code.clone(), message: message.clone() })
+            }
+            Event::RunCancelled { .. } => Some(ChildEnd::Cancelled),
+            _ => None,
+        };
         Ok(())
     }
 
@@ -561,23 +780,36 @@ impl Run {
                     return Err(format!("attempt {attempt} does not follow attempt {}", step.attempts));
                 }
                 step.attempts = *attempt;
-                step.updates = None;
+                (step.updates, step.started, step.mid_call, step.starting) = (None, seq, false, None);
                 self.set(&place, StepState::Running { since: seq })?;
             }
             Event::StepUpdate { step, attempt, .. } | Event::StepArtifact { step, attempt, .. } => {
                 let (_, step) = self.running(step, *attempt)?;
+                step.mid_call = matches!(event, Event::StepUpdate { within_call: true, .. });
+                step.starting = None;
                 let first = step.updates.map_or(seq, |(first, _)| first);
                 step.updates = Some((first, seq));
             }
-            Event::StepLog { step, attempt, .. } | Event::StepCall { step, attempt, .. } => {
-                drop(self.running(step, *attempt)?);
+            Event::StepLog { step, attempt, .. } => {
+                let (_, step) = self.running(step, *attempt)?;
+                (step.mid_call, step.starting) = (false, None);
+            }
+            Event::StepCall { step: id, attempt, child, .. } => {
+                let (_, step) = self.running(id, *attempt)?;
+                (step.mid_call, step.starting) = (false, child.clone().map(|child| (child, seq)));
+                if let Some(child) = child {
+                    let ChildRef { run, detached, .. } = **child;
+                    let child = Child { step: id.clone(), attempt: *attempt, detached, over: false, unwanted: None };
+                    self.children.insert(run, child);
+                }
             }
             Event::StepCompleted { step, attempt, output, labels, fan_out, again, .. } => {
                 let (place, _) = self.running(step, *attempt)?;
                 self.complete(&place, output, labels, *fan_out, *again)?;
             }
-            Event::StepFailed { step: id, attempt, failure, will_retry, next_attempt_at, .. } => {
+            Event::StepFailed { step: id, attempt, failure, will_retry, next_attempt_at, pauses, .. } => {
                 let (place, step) = self.running(id, *attempt)?;
+                (step.mid_call, step.starting) = (false, None);
                 if failure.is_the_hosts() && *will_retry {
                     step.interruptions += 1;
                 } else {
@@ -586,7 +818,12 @@ impl Run {
                 if let Some((first, last)) = step.updates.take() {
                     self.rollbacks.push_back((id.clone(), *attempt, first, last));
                 }
-                if !*will_retry {
+                self.disown(id, *attempt, seq);
+                if *pauses {
+                    self.set(&place, StepState::BetweenAttempts)?;
+                    self.due.insert(Due::Suspend(place, None));
+                    self.pause_due = Some(format!("`{id}` has used up its attempts ({})", failure.code));
+                } else if !*will_retry {
                     self.set(&place, StepState::Failed)?;
                     self.fail(&place, id, failure);
                 } else {
@@ -601,29 +838,21 @@ impl Run {
                     return Err("there is nothing like it to roll back".to_owned());
                 }
             }
-            Event::StepSuspended { step, reason, until } => {
-                let place = self.find(step)?;
-                if !self.due.remove(&Due::Suspend(place.clone(), *until)) {
+            Event::StepSuspended { step: id, reason, until, call } => {
+                let place = self.find(id)?;
+                if let Some(call) = call {
+                    let (_, step) = self.running(id, self.at(&place).map_or(0, |step| step.attempts))?;
+                    (step.mid_call, step.starting) = (false, None);
+                    if let Some(signal) = &call.signal {
+                        self.listeners.entry(signal.clone()).or_default().insert((seq, place.clone()));
+                    }
+                } else if !self.due.remove(&Due::Suspend(place.clone(), *until)) {
                     return Err("the step has nothing to wait for".to_owned());
                 }
-                self.set(&place, StepState::Suspended { reason: *reason, until: *until, since: seq })?;
+                let call = call.clone();
+                self.set(&place, StepState::Suspended { reason: *reason, until: *until, since: seq, call })?;
             }
-            Event::StepResumed { step } => {
-                let place = self.find(step)?;
-                let step = self.at_mut(&place)?;
-                match step.state {
-                    // The attempt goes on in another instance.
-                    StepState::Running { .. } => {
-                        step.interruptions += 1;
-                        self.set(&place, StepState::Running { since: seq })?;
-                    }
-                    StepState::Suspended { .. } => {
-                        self.set(&place, StepState::BetweenAttempts)?;
-                        self.due.insert(Due::Again(place));
-                    }
-                    _ => return Err("the step is neither suspended nor under way".to_owned()),
-                }
-            }
+            Event::StepResumed { step, woke } => self.resume(seq, step, woke.as_deref())?,
             Event::StepSkipped { step } => {
                 let place = self.find(step)?;
                 if !self.due.remove(&Due::Skip(place.clone())) {
@@ -638,12 +867,16 @@ impl Run {
                     return Err("the step is not to be cancelled".to_owned());
                 };
                 self.rollbacks.extend(updates.map(|(first, last)| (id.clone(), attempt, first, last)));
+                self.disown(&id, attempt, seq);
                 self.due.remove(&Due::Cancel(id, attempt, updates));
             }
             Event::RunQueued { .. }
-            | Event::RunStarted {}
+            | Event::RunStarted { .. }
             | Event::RunSuspended { .. }
             | Event::RunResumed {}
+            | Event::RunPaused { .. }
+            | Event::SignalReceived { .. }
+            | Event::StepTakenOver { .. }
             | Event::RunCompleted { .. }
             | Event::RunFailed { .. }
             | Event::RunCancelled { .. } => return Err("not an event of a step".to_owned()),
@@ -651,9 +884,130 @@ impl Run {
         Ok(())
     }
 
+    /// A step goes on: another attempt, the same one behind the call in which it waited, or one that was cut off.
+    fn resume(&mut self, seq: Seq, id: &StepId, woke: Option<&Woke>) -> Result<(), String> {
+        let place = self.find(id)?;
+        let is_paused = self.status == Some(RunStatus::Paused);
+        let step = self.at_mut(&place)?;
+        let (reason, until, since, call) = match &step.state {
+            StepState::Running { .. } if woke.is_none() => {
+                // The attempt goes on in another instance.
+                step.interruptions += 1;
+                return self.set(&place, StepState::Running { since: seq });
+            }
+            StepState::Suspended { reason, until, since, call } if !is_paused => {
+                (*reason, *until, *since, call.as_deref().cloned())
+            }
+            _ => return Err("the step is neither suspended nor under way".to_owned()),
+        };
+        let fits = match (woke, reason) {
+            (None, SuspendReason::Retry) | (Some(Woke::Timer), SuspendReason::Timer) => true,
+            (Some(Woke::TimedOut), SuspendReason::Signal | SuspendReason::Child) => until.is_some(),
+            (Some(Woke::Operator), SuspendReason::Operator) => true,
+            (Some(Woke::Child(_)), SuspendReason::Child) => true,
+            (Some(Woke::Signal { seq, payload }), SuspendReason::Signal) => {
+                let name = call.as_ref().and_then(|call| call.signal.as_ref());
+                let kept = name.and_then(|name| self.signals.get_mut(name));
+                let taken = kept.and_then(VecDeque::pop_front);
+                self.signals_kept -= usize::from(taken.is_some());
+                taken.is_some_and(|(of, what)| of == *seq && what == *payload)
+            }
+            _ => false,
+        };
+        if !fits {
+            return Err("the step waits for something else".to_owned());
+        }
+        let Some(call) = call else {
+            if reason == SuspendReason::Operator {
+                self.at_mut(&place)?.failures = 0;
+            }
+            self.set(&place, StepState::BetweenAttempts)?;
+            self.due.insert(Due::Again(place));
+            return Ok(());
+        };
+        self.stop_listening(&call, since, &place);
+        if let (Some(Woke::Child(_)), Some(child)) = (woke, call.child.and_then(|run| self.children.get_mut(&run))) {
+            child.over = true;
+        }
+        self.set(&place, StepState::Running { since: seq })
+    }
+
+    fn stop_listening(&mut self, call: &WaitingCall, since: Seq, place: &Place) {
+        if let Some(listeners) = call.signal.as_ref().and_then(|name| self.listeners.get_mut(name)) {
+            listeners.remove(&(since, place.clone()));
+        }
+    }
+
+    /// Children of an attempt that has failed are not wanted any more: the next attempt starts its own.
+    fn disown(&mut self, step: &StepId, attempt: u32, seq: Seq) {
+        let children = self.children.values_mut();
+        for child in children.filter(|child| child.attempt == attempt && child.step == *step) {
+            child.unwanted.get_or_insert(seq);
+        }
+    }
+
+    /// Keeps a result for when its step is reached.
+    fn keep_for(&mut self, step: &StepId, output: &Payload, labels: &[String]) -> Result<(), String> {
+        let index = self.graph.index_of(&step.node);
+        let node = index.and_then(|index| self.graph.node(index)).filter(|node| node.scope == OUTERMOST);
+        let (Some(index), Some(_), true) = (index, node, step.items.is_empty()) else {
+            return Err(format!("`{step}` is no step of the outermost scope"));
+        };
+        self.taken_over.insert(index, (output.clone(), labels.to_vec()));
+        Ok(())
+    }
+
+    /// Completes steps that are due and have a result already. A scope is taken over as a whole, from the node that opens
+    /// it to the one that closes it.
+    fn take_over(&mut self) {
+        while !self.taken_over.is_empty() {
+            let graph = Arc::clone(&self.graph);
+            let closer = |node: NodeIndex| {
+                graph
+                    .node(node)
+                    .and_then(|node| node.opens)
+                    .and_then(|scope| graph.inner(scope))
+                    .map(|inner| inner.closer)
+            };
+            let is_taken_over = |due: &&Due| match due {
+                Due::Start(place) => {
+                    let has = |node: NodeIndex| self.taken_over.contains_key(&node);
+                    place.items.is_empty() && has(place.node) && closer(place.node).is_none_or(has)
+                }
+                _ => false,
+            };
+            let Some(Due::Start(place)) = self.due.iter().find(is_taken_over).cloned() else { return };
+            self.due.remove(&Due::Start(place.clone()));
+            let Some(labels) = self.complete_taken_over(&place) else { return };
+            let Some(closer) = closer(place.node) else {
+                self.close(&place, &Taken::by(&labels));
+                continue;
+            };
+            if let Some(frame) = self.frames.get_mut(&FrameKey { scope: OUTERMOST, items: Vec::new() }) {
+                frame.open -= 1;
+            }
+            let closer = Place { items: Vec::new(), node: closer };
+            if let Some(labels) = self.complete_taken_over(&closer) {
+                self.close(&closer, &Taken::by(&labels));
+            }
+        }
+    }
+
+    fn complete_taken_over(&mut self, place: &Place) -> Option<Vec<String>> {
+        let (output, labels) = self.taken_over.remove(&place.node)?;
+        if let Payload::Inline(json) = &output {
+            self.kept_bytes += json.len_bytes();
+        }
+        self.set(place, StepState::Completed { output }).ok()?;
+        Some(labels)
+    }
+
     /// What must be recorded next of what is due: not a start when there is no room.
     fn next_due(&self) -> Option<&Due> {
         let has_room = self.active.len() < STEPS_AT_ONCE_MAX;
+        if self.status == Some(RunStatus::Paused) {
+            return self.due.iter().find(|due| matches!(due, Due::Cancel(..) | Due::Suspend(..)));
+        }
         self.due.first().filter(|due| match due {
             Due::Start(_) | Due::Item(..) => has_room,
             Due::Cancel(..) | Due::Skip(_) | Due::Suspend(..) | Due::Again(_) => true,
@@ -662,7 +1016,11 @@ impl Run {
 
     /// Whether nothing must be recorded before anything else.
     fn is_settled(&self) -> bool {
-        self.next_due().is_none() && self.rollbacks.is_empty() && self.failed.is_none()
+        self.next_due().is_none()
+            && self.rollbacks.is_empty()
+            && self.failed.is_none()
+            && self.pause_due.is_none()
+            && self.next_signal().is_none()
     }
 
     /// Whether the results that the run keeps have become many: further ones are better stored apart, with a reference in
@@ -941,7 +1299,14 @@ impl Run {
         for place in active {
             if let (Some(id), Some(step)) = (self.id_of(&place), self.at(&place)) {
                 let cancel = Due::Cancel(id, step.attempts, step.updates);
+                let waiting = match &step.state {
+                    StepState::Suspended { since, call: Some(call), .. } => Some((call.clone(), *since)),
+                    _ => None,
+                };
                 self.due.insert(cancel);
+                if let Some((call, since)) = waiting {
+                    self.stop_listening(&call, since, &place);
+                }
             }
             // It is in `active`, so it is somewhere.
             drop(self.set(&place, StepState::Cancelled));
@@ -972,6 +1337,12 @@ impl Run {
         self.due.clear();
         self.rollbacks.clear();
         self.moving = 0;
+        self.pause_due = None;
+        self.deadline = None;
+        self.signals.clear();
+        self.signals_kept = 0;
+        self.listeners.clear();
+        self.taken_over.clear();
     }
 
     /// Changes the state of a step, and what is counted of it.
@@ -1100,6 +1471,9 @@ impl Step {
             failures: 0,
             interruptions: 0,
             updates: None,
+            started: 0,
+            mid_call: false,
+            starting: None,
         }
     }
 }

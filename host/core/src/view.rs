@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::event::{Event, Recorded, SuspendReason};
+use crate::event::{Event, Recorded, SuspendReason, Woke};
 use crate::failure::Failure;
 use crate::graph::{Graph, NodeIndex, ScopeKind};
 use crate::ids::{Seq, StepId};
@@ -44,6 +44,61 @@ pub struct AttemptView {
     pub failure: Option<Failure>,
     /// Metered instructions it used.
     pub fuel_used: Option<u64>,
+}
+
+/// A signal as a person sees it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SignalView {
+    /// The number of its event.
+    pub seq: Seq,
+    /// When it came.
+    pub at: Timestamp,
+    /// Its name.
+    pub name: String,
+    /// What it says.
+    pub payload: Payload,
+    /// The step that took it.
+    pub taken_by: Option<StepId>,
+}
+
+/// The signals of a run after a position, oldest first, made from its events one after the other.
+#[derive(Debug)]
+pub struct Signals {
+    after: Seq,
+    limit: usize,
+    views: Vec<SignalView>,
+}
+
+impl Signals {
+    /// At most so many signals after an event, before the first event of the run.
+    #[must_use]
+    pub const fn new(after: Seq, limit: usize) -> Self {
+        Self { after, limit, views: Vec::new() }
+    }
+
+    /// Takes in the next event.
+    pub fn see(&mut self, Recorded { seq, at, event }: &Recorded) {
+        match event {
+            Event::SignalReceived { name, payload, .. } if *seq > self.after && self.views.len() < self.limit => {
+                let (name, payload) = (name.clone(), payload.clone());
+                self.views.push(SignalView { seq: *seq, at: *at, name, payload, taken_by: None });
+            }
+            Event::StepResumed { step, woke: Some(woke) } => {
+                if let Woke::Signal { seq, .. } = &**woke
+                    && let Some(view) = self.views.iter_mut().find(|view| view.seq == *seq)
+                {
+                    view.taken_by = Some(step.clone());
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// The signals that there are after what was seen.
+    #[must_use]
+    pub fn finish(self) -> Vec<SignalView> {
+        self.views
+    }
 }
 
 /// A file that a run has stored and not rolled back.
@@ -182,20 +237,28 @@ impl StepView {
                     fuel_used: None,
                 });
             }
+            Event::StepTakenOver { output, labels, .. } => {
+                self.status = StepStatus::Completed;
+                self.output = Some(output.clone());
+                self.labels.clone_from(labels);
+            }
             Event::StepSuspended { reason, until, .. } => {
                 self.status = StepStatus::Suspended;
                 self.waits_for = Some((*reason, *until));
             }
-            Event::StepResumed { .. } => self.waits_for = None,
+            Event::StepResumed { .. } => {
+                self.waits_for = None;
+                self.status = StepStatus::Running;
+            }
             Event::StepCompleted { output, labels, fuel_used, .. } => {
                 end(None, *fuel_used);
                 self.status = StepStatus::Completed;
                 self.output = Some(output.clone());
                 self.labels.clone_from(labels);
             }
-            Event::StepFailed { failure, will_retry, fuel_used, .. } => {
+            Event::StepFailed { failure, will_retry, pauses, fuel_used, .. } => {
                 end(Some(failure), *fuel_used);
-                self.status = if *will_retry { StepStatus::Suspended } else { StepStatus::Failed };
+                self.status = if *will_retry || *pauses { StepStatus::Suspended } else { StepStatus::Failed };
             }
             Event::StepSkipped { .. } => self.status = StepStatus::Skipped,
             Event::StepCancelled { .. } => self.cancel(at),
@@ -205,9 +268,11 @@ impl StepView {
             | Event::StepArtifact { .. }
             | Event::StepRolledBack { .. }
             | Event::RunQueued { .. }
-            | Event::RunStarted {}
+            | Event::RunStarted { .. }
             | Event::RunSuspended { .. }
             | Event::RunResumed {}
+            | Event::RunPaused { .. }
+            | Event::SignalReceived { .. }
             | Event::RunCompleted { .. }
             | Event::RunFailed { .. }
             | Event::RunCancelled { .. } => {}

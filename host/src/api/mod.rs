@@ -8,6 +8,7 @@
 mod admin;
 mod artifacts;
 mod auth;
+mod control;
 mod events;
 mod openapi;
 mod problem;
@@ -70,6 +71,14 @@ pub fn router(app: App) -> Router {
         .route("/v1/runs/{id}", get(runs::get))
         .route("/v1/runs/{id}/steps", get(runs::steps))
         .route("/v1/runs/{id}/cancel", post(runs::cancel))
+        .route("/v1/runs/{id}/pause", post(control::pause))
+        .route("/v1/runs/{id}/resume", post(control::resume))
+        .route("/v1/runs/{id}/rerun", post(control::rerun))
+        .route("/v1/runs/{id}/signals", get(control::signals))
+        .route("/v1/runs/{id}/signals/{name}", post(control::signal))
+        .route("/v1/bulk/cancel", post(control::bulk_cancel))
+        .route("/v1/bulk/rerun", post(control::bulk_rerun))
+        .route("/v1/failures", get(control::failures))
         .route("/v1/runs/{id}/events", get(events::get))
         .route("/v1/artifacts", get(artifacts::list))
         .route("/v1/artifacts/{id}", get(artifacts::get))

@@ -5,7 +5,7 @@ use utoipa::openapi::OpenApi as Document;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 
-use super::{admin, artifacts, events, providers, runs, secrets, wire, workflows};
+use super::{admin, artifacts, control, events, providers, runs, secrets, wire, workflows};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -29,6 +29,14 @@ use super::{admin, artifacts, events, providers, runs, secrets, wire, workflows}
         runs::get,
         runs::steps,
         runs::cancel,
+        control::pause,
+        control::resume,
+        control::rerun,
+        control::signal,
+        control::signals,
+        control::bulk_cancel,
+        control::bulk_rerun,
+        control::failures,
         events::get,
         artifacts::list,
         artifacts::get,

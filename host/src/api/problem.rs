@@ -9,9 +9,10 @@ use futures_util::StreamExt;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use stepwell_core::Refusal;
+use stepwell_core::rerun::CannotRerun;
 use utoipa::ToSchema;
 
-use crate::driver::{CancelError, StartError};
+use crate::driver::{ControlError, RerunError, StartError};
 use crate::journal::{JournalError, error_chain};
 use crate::sandbox::{CheckInputError, InputProblem, UploadError};
 
@@ -64,6 +65,15 @@ impl Problem {
         }))
     }
 
+    pub(super) fn code(&self) -> &'static str {
+        self.0.code
+    }
+
+    /// Whether the fault is on our side, so that another request would fare no better.
+    pub(super) fn is_ours(&self) -> bool {
+        self.0.status.is_server_error()
+    }
+
     pub(super) fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
         self.0.more.insert(name.to_owned(), value.into());
         self
@@ -110,7 +120,7 @@ impl IntoResponse for Problem {
         if status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
-        if status == StatusCode::SERVICE_UNAVAILABLE {
+        if status == StatusCode::SERVICE_UNAVAILABLE || status == StatusCode::TOO_MANY_REQUESTS {
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
         response
@@ -132,6 +142,9 @@ impl From<JournalError> for Problem {
                 "idempotency_mismatch",
                 "this idempotency key was used for another request in the last 24 hours",
             ),
+            JournalError::ContentGone(_) => {
+                Self::new(StatusCode::CONFLICT, "run_deleted", "the run is being deleted: its results are gone")
+            }
             JournalError::Closed => Self::unavailable("the host does not accept writes at present"),
             JournalError::Fenced { .. }
             | JournalError::Damaged { .. }
@@ -170,17 +183,51 @@ impl From<StartError> for Problem {
     }
 }
 
-impl From<CancelError> for Problem {
-    fn from(error: CancelError) -> Self {
+impl From<ControlError> for Problem {
+    fn from(error: ControlError) -> Self {
         match error {
-            CancelError::UnknownRun => Self::unknown_run(),
-            CancelError::Refused(Refusal::Ended(status)) => {
-                let detail = format!("the run has ended ({})", status.as_str());
-                Self::new(StatusCode::CONFLICT, "run_ended", detail).with("run_status", status.as_str())
+            ControlError::UnknownRun => Self::unknown_run(),
+            ControlError::Refused(refusal) => refusal.into(),
+            ControlError::Unavailable => Self::unavailable("the host does not accept this at present"),
+            ControlError::Journal(error) => error.into(),
+        }
+    }
+}
+
+impl From<Refusal> for Problem {
+    fn from(refusal: Refusal) -> Self {
+        let detail = refusal.to_string();
+        let conflict = |code| Self::new(StatusCode::CONFLICT, code, detail.clone());
+        match refusal {
+            Refusal::Ended(status) => conflict("run_ended").with("run_status", status.as_str()),
+            Refusal::UnknownSignal => Self::invalid("unknown_signal", detail),
+            Refusal::TooManySignals => Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many_signals", detail),
+            Refusal::NotStarted => conflict("run_not_started"),
+            Refusal::Paused => conflict("run_paused"),
+            Refusal::NotPaused => conflict("run_not_paused"),
+            // What only steps ask for.
+            Refusal::SignalRepeated(_)
+            | Refusal::NotUnderWay { .. }
+            | Refusal::UnknownTopic
+            | Refusal::NotAChild
+            | Refusal::TooManyChildren
+            | Refusal::TooDeep
+            | Refusal::OutOfPlace => conflict("refused"),
+        }
+    }
+}
+
+impl From<RerunError> for Problem {
+    fn from(error: RerunError) -> Self {
+        let detail = error.to_string();
+        match error {
+            RerunError::UnknownRun => Self::unknown_run(),
+            RerunError::Start(error) => error.into(),
+            RerunError::Step(CannotRerun::UnknownStep(_)) => Self::invalid("unknown_step", detail),
+            RerunError::Step(CannotRerun::DidNotRun(_)) => Self::invalid("step_did_not_run", detail),
+            RerunError::Step(CannotRerun::WithinScope { opener, .. }) => {
+                Self::invalid("step_in_scope", detail).with("opener", opener.to_string())
             }
-            CancelError::Refused(refusal) => Self::new(StatusCode::CONFLICT, "refused", refusal.to_string()),
-            CancelError::Unavailable => Self::unavailable("the host does not accept this at present"),
-            CancelError::Journal(error) => error.into(),
         }
     }
 }

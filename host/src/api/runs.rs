@@ -10,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
-use stepwell_core::{Digest, Json, RunKey, RunStatus, WorkflowName, view};
+use stepwell_core::{Digest, Json, NodeId, RunId, RunKey, RunStatus, WorkflowName, view};
 use utoipa::{IntoParams, ToSchema};
 
 use super::App;
@@ -24,17 +24,17 @@ use crate::sandbox::limits::OUTPUT_BYTES_MAX;
 /// Bytes of the body that starts a run: the input and what goes around it.
 const START_BYTES_MAX: usize = OUTPUT_BYTES_MAX + 1024;
 /// Bytes of a body that has only a few small fields.
-const SMALL_BYTES_MAX: usize = 64 << 10;
+pub(super) const SMALL_BYTES_MAX: usize = 64 << 10;
 /// Characters of an idempotency key.
 const IDEMPOTENCY_KEY_LEN_MAX: usize = 255;
 /// Characters of the reason for a cancellation.
-const REASON_BYTES_MAX: usize = 1024;
+pub(super) const REASON_BYTES_MAX: usize = 1024;
 /// The longest that a start waits for the end of its run.
 const WAIT_SECONDS_MAX: u64 = 300;
 /// Runs on a page when the client does not say.
 const LIMIT_DEFAULT: usize = 50;
 /// Runs on a page at most.
-const LIMIT_MAX: usize = 500;
+pub(super) const LIMIT_MAX: usize = 500;
 /// Steps on a page when the client does not say.
 const STEPS_DEFAULT: usize = 200;
 
@@ -128,6 +128,15 @@ fn idempotency_key(
     version: Option<Digest>,
     input: &Json,
 ) -> Result<Option<IdempotencyKey>, Problem> {
+    let Some(key) = idempotency_text(headers)? else { return Ok(None) };
+    let mut hash = Sha256::new();
+    hash.update(version.map(|version| *version.as_bytes()).unwrap_or_default());
+    hash.update(input.as_str());
+    Ok(Some(IdempotencyKey { key, fingerprint: Digest::from_bytes(hash.finalize().into()) }))
+}
+
+/// The client's idempotency key.
+pub(super) fn idempotency_text(headers: &HeaderMap) -> Result<Option<String>, Problem> {
     let Some(value) = headers.get("idempotency-key") else { return Ok(None) };
     let rule = format!("an idempotency key has 1 to {IDEMPOTENCY_KEY_LEN_MAX} printable ASCII characters");
     let key =
@@ -135,10 +144,7 @@ fn idempotency_key(
     if key.is_empty() || key.len() > IDEMPOTENCY_KEY_LEN_MAX {
         return Err(Problem::bad_request("invalid_idempotency_key", rule));
     }
-    let mut hash = Sha256::new();
-    hash.update(version.map(|version| *version.as_bytes()).unwrap_or_default());
-    hash.update(input.as_str());
-    Ok(Some(IdempotencyKey { key: key.to_owned(), fingerprint: Digest::from_bytes(hash.finalize().into()) }))
+    Ok(Some(key.to_owned()))
 }
 
 /// `Prefer: wait=30` (RFC 7240). A preference that cannot be read is not one.
@@ -164,6 +170,20 @@ pub(super) struct ListQuery {
     /// Only runs with this status.
     #[param(value_type = Option<String>)]
     status: Option<RunStatus>,
+    /// Only runs of this version.
+    #[param(value_type = Option<String>)]
+    version: Option<Digest>,
+    /// Only children of this run.
+    #[param(value_type = Option<String>)]
+    parent: Option<RunId>,
+    /// Only runs that repeat this one.
+    #[param(value_type = Option<String>)]
+    rerun_of: Option<RunId>,
+    /// Only runs that failed with this code.
+    failure_code: Option<String>,
+    /// Only runs that failed at this node.
+    #[param(value_type = Option<String>)]
+    failed_node: Option<NodeId>,
     /// Where the last page ended.
     cursor: Option<String>,
     /// Runs on the page, 1 to 500; 50 when it is left out.
@@ -191,11 +211,13 @@ pub(super) async fn list(
     tenant: Tenant,
     asked: Result<Query<ListQuery>, axum::extract::rejection::QueryRejection>,
 ) -> Result<Answer<Page<RunBody>>, Problem> {
-    let ListQuery { workflow, status, cursor, limit: asked } = query(asked)?;
+    let ListQuery { workflow, status, version, parent, rerun_of, failure_code, failed_node, cursor, limit: asked } =
+        query(asked)?;
     let limit = limit(asked, LIMIT_DEFAULT, LIMIT_MAX)?;
     let before = cursor.map(|cursor| cursor.parse()).transpose();
     let before = before.map_err(|_| Problem::bad_request("invalid_query", "the cursor is not one of ours"))?;
-    let page = app.journal.runs(&tenant.0, &RunFilter { workflow, status, before }, limit)?;
+    let filter = RunFilter { workflow, status, before, version, parent, rerun_of, failure_code, failed_node };
+    let page = app.journal.runs(&tenant.0, &filter, limit)?;
     let data = page.runs.iter().map(|(run, summary)| RunBody::of_summary(*run, summary)).collect();
     let cursor = page.next.map(|run| run.to_string());
     Ok(Answer(Page { data, page: PageInfo { has_more: cursor.is_some(), cursor, limit } }))

@@ -3,8 +3,8 @@
 
 use serde::ser::{SerializeMap, Serializer};
 use serde::{Deserialize, Serialize};
-use stepwell_core::event::SuspendReason;
-use stepwell_core::view::{ArtifactView, AttemptView, StepView};
+use stepwell_core::event::{ChildEnd, SuspendReason, Woke};
+use stepwell_core::view::{ArtifactView, AttemptView, SignalView, StepView};
 use stepwell_core::{
     Event, Failure, GraphSpec, Json, Payload, Recorded, RunId, RunKey, StepId, StepStatus, TenantId, Timestamp,
 };
@@ -73,9 +73,27 @@ pub(super) struct RunBody {
     /// Why it failed. Not in lists.
     #[serde(skip_serializing_if = "Option::is_none")]
     failure: Option<FailureBody>,
-    /// The step that failed. Not in lists.
+    /// The code of the failure, for a run that failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    failure_code: Option<String>,
+    /// The step that failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     failed_node: Option<String>,
+    /// What a suspended run waits for: `signal` (somebody outside), `child`, `timer`, `retry` or `operator`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = String)]
+    waits_for: Option<SuspendReason>,
+    /// When a suspended run goes on at the latest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    waits_until: Option<String>,
+    /// The run that started it as a child.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = String)]
+    parent: Option<RunId>,
+    /// The run that it repeats.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = String)]
+    rerun_of: Option<RunId>,
 }
 
 impl RunBody {
@@ -91,7 +109,12 @@ impl RunBody {
             input: None,
             output: None,
             failure: None,
-            failed_node: None,
+            failure_code: summary.failure.as_ref().map(|failure| failure.code.clone()),
+            failed_node: summary.failure.as_ref().and_then(|failure| Some(failure.step.as_ref()?.node.to_string())),
+            waits_for: summary.waits_for,
+            waits_until: summary.waits_until.map(rfc3339),
+            parent: summary.parent,
+            rerun_of: summary.rerun_of,
         }
     }
 
@@ -146,6 +169,35 @@ impl From<&Failure> for FailureBody {
             message: failure.message.clone(),
             details: failure.details.clone(),
         }
+    }
+}
+
+/// A signal that a run was sent.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct SignalBody {
+    /// Its name.
+    name: String,
+    /// The number of its event.
+    seq: u64,
+    /// When it came.
+    received_at: String,
+    /// The step that took it; missing while it waits to be taken.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    taken_by: Option<String>,
+    /// What it says.
+    #[schema(value_type = Object)]
+    payload: Json,
+}
+
+impl SignalBody {
+    pub(super) fn of(journal: &impl Journal, key: &RunKey, view: SignalView) -> Result<Self, Problem> {
+        Ok(Self {
+            name: view.name,
+            seq: view.seq,
+            received_at: rfc3339(view.at),
+            taken_by: view.taken_by.map(|step| step.to_string()),
+            payload: resolve(journal, key, &view.payload)?,
+        })
     }
 }
 
@@ -416,8 +468,8 @@ pub(super) struct EventSchema {
     seq: u64,
     /// When it was decided (RFC 3339).
     at: String,
-    /// What happened: `run.queued`, `run.started`, `run.suspended`, `run.resumed`, `run.completed`, `run.failed`,
-    /// `run.cancelled`, `step.started`, `step.update`, `step.log`, `step.artifact`, `step.call`, `step.suspended`, `step.resumed`,
+    /// What happened: `run.queued`, `run.started`, `run.suspended`, `run.resumed`, `run.paused`, `run.completed`, `run.failed`,
+    /// `run.cancelled`, `signal.received`, `step.taken_over`, `step.started`, `step.update`, `step.log`, `step.artifact`, `step.call`, `step.suspended`, `step.resumed`,
     /// `step.completed`, `step.failed`, `step.rolled_back`, `step.skipped`, `step.cancelled`.
     kind: String,
     /// The step's node, for events of steps and for `run.failed`.
@@ -433,7 +485,28 @@ pub(super) struct EventSchema {
     /// `run.queued`: the run's input.
     #[schema(value_type = Option<Object>)]
     input: Option<Json>,
-    /// `run.completed`, `step.completed`: the result.
+    /// `run.queued`: the run that started it as a child.
+    parent: Option<String>,
+    /// `run.queued`: the run that it repeats.
+    rerun_of: Option<String>,
+    /// `run.queued`: the step that it is repeated from.
+    from_step: Option<String>,
+    /// `run.started`: when the run fails if it has not ended by then.
+    deadline: Option<String>,
+    /// `step.call`, `step.suspended`, `step.resumed`: the child that was started, is waited for, or has ended.
+    child: Option<String>,
+    /// `step.suspended`: the signal that is waited for.
+    signal: Option<String>,
+    /// `step.resumed`: what has ended the wait: `timer`, `timed_out`, `signal`, `child` or `operator`. Missing for a retry whose time
+    /// has come, and for an attempt that was cut off and goes on.
+    woke: Option<String>,
+    /// `step.resumed` by a signal: the number of the signal's event.
+    signal_seq: Option<u64>,
+    /// `step.resumed` by a child: how it has ended (`completed`, `failed` or `cancelled`).
+    child_status: Option<String>,
+    /// `step.failed`: the attempts are used up, and the run is paused for an operator.
+    pauses: Option<bool>,
+    /// `run.completed`, `step.completed`, `step.taken_over`: the result.
     #[schema(value_type = Option<Object>)]
     output: Option<Json>,
     /// `step.completed`: labels of the edges taken besides the unlabelled ones.
@@ -446,7 +519,7 @@ pub(super) struct EventSchema {
     fuel_used: Option<u64>,
     /// `step.update`: the topic.
     topic: Option<String>,
-    /// `step.update`: what was published.
+    /// `step.update`: what was published. `signal.received`: what it says.
     #[schema(value_type = Option<Object>)]
     payload: Option<Json>,
     /// `step.log`: `debug`, `info`, `warn` or `error`.
@@ -455,7 +528,7 @@ pub(super) struct EventSchema {
     message: Option<String>,
     /// `step.artifact`: what `GET /v1/artifacts/{id}` takes.
     artifact: Option<String>,
-    /// `step.artifact`: the file's name.
+    /// `step.artifact`: the file's name. `signal.received`: the signal's.
     name: Option<String>,
     /// `step.artifact`: its media type.
     media_type: Option<String>,
@@ -471,7 +544,8 @@ pub(super) struct EventSchema {
     will_retry: Option<bool>,
     /// `step.failed`: when it starts.
     next_attempt_at: Option<String>,
-    /// `run.suspended`, `step.suspended`: what it waits for (`retry`). `run.cancelled`: what was said.
+    /// `run.suspended`, `step.suspended`: what it waits for (`signal`, `child`, `timer`, `retry`, `operator`). `run.cancelled`, `run.paused`: what
+    /// was said.
     reason: Option<String>,
     /// `run.suspended`, `step.suspended`: when a timer ends the wait.
     until: Option<String>,
@@ -487,6 +561,8 @@ impl<'a> EventBody<'a> {
             Event::RunQueued { input: payload, .. }
             | Event::RunCompleted { output: payload }
             | Event::StepUpdate { payload, .. }
+            | Event::SignalReceived { payload, .. }
+            | Event::StepTakenOver { output: payload, .. }
             | Event::StepCompleted { output: payload, .. } => Some(payload),
             _ => None,
         };
@@ -509,23 +585,62 @@ impl Serialize for EventBody<'_> {
             }
         }
         match event {
-            Event::RunQueued { workflow, version, .. } => {
+            Event::RunQueued { workflow, version, parent, rerun_of, .. } => {
                 map.serialize_entry("workflow", workflow)?;
                 map.serialize_entry("version", version)?;
                 map.serialize_entry("input", &self.value)?;
+                optional(&mut map, "parent", parent.as_ref().map(|parent| parent.run))?;
+                optional(&mut map, "rerun_of", rerun_of.as_ref().map(|rerun| rerun.run))?;
+                let from_step = rerun_of.as_ref().and_then(|rerun| rerun.from_step.as_ref());
+                optional(&mut map, "from_step", from_step.map(ToString::to_string))?;
             }
-            Event::RunStarted {}
-            | Event::RunResumed {}
-            | Event::StepResumed { .. }
-            | Event::StepSkipped { .. }
-            | Event::StepCancelled { .. } => {}
-            Event::RunSuspended { reason, until } | Event::StepSuspended { reason, until, .. } => {
+            Event::RunStarted { deadline } => optional_time(&mut map, "deadline", *deadline)?,
+            Event::RunResumed {} | Event::StepSkipped { .. } | Event::StepCancelled { .. } => {}
+            Event::RunSuspended { reason, until } => {
                 map.serialize_entry("reason", reason)?;
                 optional_time(&mut map, "until", *until)?;
             }
+            Event::StepSuspended { reason, until, call, .. } => {
+                map.serialize_entry("reason", reason)?;
+                optional_time(&mut map, "until", *until)?;
+                if let Some(call) = call {
+                    map.serialize_entry("call", &call.call)?;
+                    optional(&mut map, "signal", call.signal.as_ref())?;
+                    optional(&mut map, "child", call.child)?;
+                }
+            }
+            Event::StepResumed { woke, .. } => match woke.as_deref() {
+                None => {}
+                Some(Woke::Timer) => map.serialize_entry("woke", "timer")?,
+                Some(Woke::TimedOut) => map.serialize_entry("woke", "timed_out")?,
+                Some(Woke::Operator) => map.serialize_entry("woke", "operator")?,
+                Some(Woke::Signal { seq, .. }) => {
+                    map.serialize_entry("woke", "signal")?;
+                    map.serialize_entry("signal_seq", seq)?;
+                }
+                Some(Woke::Child(end)) => {
+                    map.serialize_entry("woke", "child")?;
+                    let status = match end {
+                        ChildEnd::Completed { .. } => "completed",
+                        ChildEnd::Failed { .. } => "failed",
+                        ChildEnd::Cancelled => "cancelled",
+                    };
+                    map.serialize_entry("child_status", status)?;
+                }
+            },
+            Event::SignalReceived { name, .. } => {
+                map.serialize_entry("name", name)?;
+                map.serialize_entry("payload", &self.value)?;
+            }
+            Event::StepTakenOver { labels, .. } => {
+                map.serialize_entry("output", &self.value)?;
+                if !labels.is_empty() {
+                    map.serialize_entry("labels", labels)?;
+                }
+            }
             Event::RunCompleted { .. } => map.serialize_entry("output", &self.value)?,
             Event::RunFailed { failure, .. } => map.serialize_entry("failure", &FailureBody::from(failure))?,
-            Event::RunCancelled { reason } => map.serialize_entry("reason", reason)?,
+            Event::RunCancelled { reason } | Event::RunPaused { reason } => map.serialize_entry("reason", reason)?,
             Event::StepStarted { attempt, .. } => map.serialize_entry("attempt", attempt)?,
             Event::StepUpdate { attempt, topic, .. } => {
                 map.serialize_entry("attempt", attempt)?;
@@ -538,9 +653,10 @@ impl Serialize for EventBody<'_> {
                 map.serialize_entry("message", message)?;
             }
             // What came of it is between the host and the step; the step's result tells what matters of it.
-            Event::StepCall { attempt, call, result, .. } => {
+            Event::StepCall { attempt, call, result, child, .. } => {
                 map.serialize_entry("attempt", attempt)?;
                 map.serialize_entry("call", call)?;
+                optional(&mut map, "child", child.as_ref().map(|child| child.run))?;
                 map.serialize_entry("size_bytes", &result.size_bytes())?;
             }
             Event::StepArtifact { attempt, name, media_type, content, .. } => {
@@ -565,11 +681,12 @@ impl Serialize for EventBody<'_> {
                 }
                 map.serialize_entry("fuel_used", fuel_used)?;
             }
-            Event::StepFailed { attempt, failure, will_retry, next_attempt_at, fuel_used, .. } => {
+            Event::StepFailed { attempt, failure, will_retry, next_attempt_at, pauses, fuel_used, .. } => {
                 map.serialize_entry("attempt", attempt)?;
                 map.serialize_entry("failure", &FailureBody::from(failure))?;
                 map.serialize_entry("will_retry", will_retry)?;
                 optional_time(&mut map, "next_attempt_at", *next_attempt_at)?;
+                optional(&mut map, "pauses", pauses.then_some(true))?;
                 map.serialize_entry("fuel_used", fuel_used)?;
             }
             Event::StepRolledBack { attempt, first_seq, last_seq, .. } => {
@@ -582,11 +699,12 @@ impl Serialize for EventBody<'_> {
     }
 }
 
+fn optional<M: SerializeMap>(map: &mut M, name: &'static str, value: Option<impl Serialize>) -> Result<(), M::Error> {
+    value.map_or(Ok(()), |value| map.serialize_entry(name, &value))
+}
+
 fn optional_time<M: SerializeMap>(map: &mut M, name: &'static str, at: Option<Timestamp>) -> Result<(), M::Error> {
-    match at {
-        Some(at) => map.serialize_entry(name, &rfc3339(at)),
-        None => Ok(()),
-    }
+    optional(map, name, at.map(rfc3339))
 }
 
 fn resolve(journal: &impl Journal, key: &RunKey, payload: &Payload) -> Result<Json, Problem> {

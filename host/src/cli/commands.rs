@@ -83,8 +83,14 @@ pub(super) async fn run(server: &Server, start: Start, follow: bool, json: bool)
     let input: Box<RawValue> = serde_json::from_str(&read_input(&start.input)?).context("the input is not JSON")?;
     // Raw, because a detour over parsed values would change numbers.
     let body = serde_json::to_string(&StartBody { input: &input, version: start.version.as_deref() })?;
-    let run = client.start(&part(&start.name), body, start.idempotency_key.as_deref()).await?;
-    let id = text(&run, "id").to_owned();
+    let path = format!("/v1/workflows/{}/runs", part(&start.name));
+    let run = client.post(&path, body, start.idempotency_key.as_deref()).await?;
+    started(&client, &run, follow, json).await
+}
+
+/// Shows a run that was accepted, and its events if they are wanted.
+async fn started(client: &Client, run: &Value, follow: bool, json: bool) -> anyhow::Result<u8> {
+    let id = text(run, "id").to_owned();
     if json {
         out::line(json!({ "run_id": id }));
     } else if follow {
@@ -92,7 +98,7 @@ pub(super) async fn run(server: &Server, start: Start, follow: bool, json: bool)
     } else {
         out::line(&id);
     }
-    if follow { follow_to_end(&client, &id, json).await } else { Ok(EXIT_OK) }
+    if follow { follow_to_end(client, &id, json).await } else { Ok(EXIT_OK) }
 }
 
 fn read_input(input: &str) -> anyhow::Result<String> {
@@ -239,6 +245,84 @@ pub(super) async fn admin(command: AdminCommand) -> anyhow::Result<u8> {
             server.client()?.json(Method::POST, &format!("/v1/admin/keys/{}/revoke", part(&id)), None).await?;
             out::note(format_args!("revoked {id}"));
         }
+    }
+    Ok(EXIT_OK)
+}
+
+/// How a run is to be repeated.
+pub(super) struct Rerun {
+    pub(super) from_step: Option<String>,
+    pub(super) input: Option<String>,
+    pub(super) version: Option<String>,
+}
+
+#[derive(serde::Serialize)]
+struct RerunBody<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    from_step: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    input: Option<&'a RawValue>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    version: Option<&'a str>,
+}
+
+pub(super) async fn rerun(server: &Server, id: &str, rerun: Rerun, follow: bool, json: bool) -> anyhow::Result<u8> {
+    let client = server.client()?;
+    let input = rerun.input.as_deref().map(read_input).transpose()?;
+    let input: Option<Box<RawValue>> =
+        input.as_deref().map(serde_json::from_str).transpose().context("the input is not JSON")?;
+    let body =
+        RerunBody { from_step: rerun.from_step.as_deref(), input: input.as_deref(), version: rerun.version.as_deref() };
+    let path = format!("/v1/runs/{}/rerun", part(id));
+    let run = client.post(&path, serde_json::to_string(&body)?, None).await?;
+    started(&client, &run, follow, json).await
+}
+
+pub(super) async fn signal(
+    server: &Server,
+    id: &str,
+    name: &str,
+    data: &str,
+    idempotency_key: Option<&str>,
+) -> anyhow::Result<u8> {
+    let payload: Box<RawValue> = serde_json::from_str(&read_input(data)?).context("the payload is not JSON")?;
+    let path = format!("/v1/runs/{}/signals/{}", part(id), part(name));
+    let taken = server.client()?.post(&path, payload.get().to_owned(), idempotency_key).await?;
+    out::note(format_args!("sent {name}, event {}", taken.get("seq").and_then(Value::as_u64).unwrap_or_default()));
+    Ok(EXIT_OK)
+}
+
+pub(super) async fn pause(server: &Server, id: &str, reason: Option<String>) -> anyhow::Result<u8> {
+    let body = json!({ "reason": reason });
+    server.client()?.json(Method::POST, &format!("/v1/runs/{}/pause", part(id)), Some(&body)).await?;
+    out::note(format_args!("paused {id}"));
+    Ok(EXIT_OK)
+}
+
+pub(super) async fn resume(server: &Server, id: &str) -> anyhow::Result<u8> {
+    server.client()?.json(Method::POST, &format!("/v1/runs/{}/resume", part(id)), None).await?;
+    out::note(format_args!("resumed {id}"));
+    Ok(EXIT_OK)
+}
+
+pub(super) async fn failures(server: &Server, workflow: Option<&str>, json: bool) -> anyhow::Result<u8> {
+    let query = workflow.map(|workflow| format!("?workflow={}", part(workflow))).unwrap_or_default();
+    let page = server.client()?.json(Method::GET, &format!("/v1/failures{query}"), None).await?;
+    if json {
+        out::json(&page);
+        return Ok(EXIT_OK);
+    }
+    for group in page.get("data").and_then(Value::as_array).into_iter().flatten() {
+        let field = |name| text(group, name);
+        let runs = group.get("runs").and_then(Value::as_u64).unwrap_or_default();
+        out::line(format_args!(
+            "{runs:>6}  {:<30}  {:<20}  {:<20}  last {} {}",
+            field("workflow"),
+            field("node"),
+            field("code"),
+            field("last_failed_at"),
+            field("last_run_id")
+        ));
     }
     Ok(EXIT_OK)
 }

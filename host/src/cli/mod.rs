@@ -137,6 +137,71 @@ enum Command {
         #[command(flatten)]
         server: Server,
     },
+    /// Sends a signal to a run
+    Signal {
+        /// The run's id
+        id: String,
+        /// One of the workflow's signals
+        name: String,
+        /// The payload: JSON, or @FILE to read it from a file (@- for standard input)
+        #[arg(long, default_value = "null")]
+        data: String,
+        /// The same key brings the signal once
+        #[arg(long)]
+        idempotency_key: Option<String>,
+        #[command(flatten)]
+        server: Server,
+    },
+    /// Holds a run: what is under way comes to its end, and nothing else begins
+    Pause {
+        /// The run's id
+        id: String,
+        /// For whoever asks later
+        #[arg(long)]
+        reason: Option<String>,
+        #[command(flatten)]
+        server: Server,
+    },
+    /// Lets a paused run go on
+    Resume {
+        /// The run's id
+        id: String,
+        #[command(flatten)]
+        server: Server,
+    },
+    /// Starts a new run that repeats another
+    Rerun {
+        /// The run's id
+        id: String,
+        /// The node to begin at; results of what does not come after it are taken over
+        #[arg(long)]
+        from_step: Option<String>,
+        /// Another input: JSON, or @FILE to read it from a file (@- for standard input)
+        #[arg(long)]
+        input: Option<String>,
+        /// Another version, or `latest`
+        #[arg(long)]
+        version: Option<String>,
+        /// Shows events as they become durable, and exits as `run --follow` does
+        #[arg(long)]
+        follow: bool,
+        /// As JSON: first {"run_id": …}, then one event a line
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        server: Server,
+    },
+    /// Lists failed runs, grouped by workflow, node and code
+    Failures {
+        /// Only runs of this workflow
+        #[arg(long)]
+        workflow: Option<String>,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        server: Server,
+    },
     /// What the operator of a server does
     Admin {
         #[command(subcommand)]
@@ -341,6 +406,16 @@ async fn dispatch(command: Command) -> anyhow::Result<u8> {
         Command::RunInfo { id, json, server } => commands::run_info(&server, &id, json).await,
         Command::Events { id, follow, json, server } => commands::events(&server, &id, follow, json).await,
         Command::Cancel { id, reason, server } => commands::cancel(&server, &id, reason).await,
+        Command::Signal { id, name, data, idempotency_key, server } => {
+            commands::signal(&server, &id, &name, &data, idempotency_key.as_deref()).await
+        }
+        Command::Pause { id, reason, server } => commands::pause(&server, &id, reason).await,
+        Command::Resume { id, server } => commands::resume(&server, &id).await,
+        Command::Rerun { id, from_step, input, version, follow, json, server } => {
+            let rerun = commands::Rerun { from_step, input, version };
+            commands::rerun(&server, &id, rerun, follow, json).await
+        }
+        Command::Failures { workflow, json, server } => commands::failures(&server, workflow.as_deref(), json).await,
         Command::Secret(command) => commands::secret(command).await,
         Command::Provider(command) => commands::provider(command).await,
         Command::Admin { command } => commands::admin(command).await,

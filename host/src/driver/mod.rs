@@ -14,14 +14,19 @@
 //! ```
 //!
 //! Runs share no lock but the registry's, which is split and held for a lookup. Read on: [`run_loop`], [`elements`] (the
-//! items of an `each`), [`interrupted`] (calls whose answer a crash took), [`outside`] (requests, models, secrets).
+//! items of an `each`), [`record`] (what an attempt did before it was cut off or suspended), [`family`] (children and
+//! parents), [`timers`] (runs that wait and have no loop), [`rerun`] (runs that repeat others), [`outside`] (requests,
+//! models, secrets).
 
 mod elements;
-mod interrupted;
+mod family;
 mod outside;
+mod record;
 mod registry;
+mod rerun;
 mod run_loop;
 mod step_host;
+mod timers;
 
 use std::num::NonZeroUsize;
 use std::panic::AssertUnwindSafe;
@@ -30,7 +35,8 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use lru::LruCache;
-use stepwell_core::{Digest, Graph, Json, Refusal, RunId, RunKey, TenantId, WorkflowName};
+use sha2::{Digest as _, Sha256};
+use stepwell_core::{Digest, Graph, Input, Json, Refusal, RunId, RunKey, Seq, TenantId, WorkflowName};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -38,10 +44,11 @@ use tokio_util::task::TaskTracker;
 use self::elements::Elements;
 pub use self::outside::Outside;
 use self::registry::{Inbox, Messages, Registry};
-use self::run_loop::{Beginning, Message, RunLoop};
+pub use self::rerun::{Rerun, RerunError};
+use self::run_loop::{Beginning, Message, NewRun, RunLoop, payload_of};
 pub(crate) use self::run_loop::{artifact_id, read_payload};
 use crate::clock;
-use crate::journal::{Created, IdempotencyKey, Journal, JournalError, RedbJournal};
+use crate::journal::{Content, Created, IdempotencyKey, Journal, JournalError, RedbJournal};
 use crate::permits::Permits;
 use crate::sandbox::{CheckInputError, InputProblem, Sandbox};
 
@@ -118,13 +125,22 @@ pub enum StartError {
     Graph(Digest),
 }
 
-/// Why a run was not cancelled.
+/// A signal that was taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Signalled {
+    /// Its event.
+    pub seq: Seq,
+    /// Whether the same idempotency key had brought it before.
+    pub replayed: bool,
+}
+
+/// Why a run did not do what it was asked to.
 #[derive(Debug, thiserror::Error)]
-pub enum CancelError {
+pub enum ControlError {
     /// The tenant has no such run.
     #[error("there is no such run")]
     UnknownRun,
-    /// It has ended, or cannot be cancelled for another reason.
+    /// It has ended, or it does not fit where it stands.
     #[error(transparent)]
     Refused(#[from] Refusal),
     /// The host is on its way down, or the journal did not take it.
@@ -154,8 +170,10 @@ impl Driver {
         Self { shared: Arc::new(shared) }
     }
 
-    /// Takes up every run that has not ended. Runs can be started meanwhile. Returns how many there were.
+    /// Takes up every run that has something to do, and from here on those that wait when their time has come. Runs can be
+    /// started meanwhile. Returns how many had something to do.
     pub async fn recover(&self) -> Result<usize, JournalError> {
+        self.shared.loops.spawn(timers::wake_waiting(Arc::clone(&self.shared)));
         let mut count = 0;
         let mut after = None;
         loop {
@@ -183,51 +201,58 @@ impl Driver {
         if shared.stopping.is_cancelled() {
             return Err(StartError::Stopping);
         }
-        let record = shared.journal.workflow(tenant, workflow)?;
-        let record = record.ok_or_else(|| StartError::UnknownWorkflow(workflow.clone()))?;
-        let version = version.unwrap_or(record.latest);
-        let graph = shared.graph(tenant, workflow, version)?;
-        if graph.spec().input_schema.is_some() {
-            let (journal, owner) = (Arc::clone(&shared.journal), tenant.clone());
-            let component = Box::new(move || journal.component(&owner, &version).ok().flatten());
-            let problems = shared.sandbox.check_input(tenant, version, component, input.clone()).await?;
-            if !problems.is_empty() {
-                return Err(StartError::InvalidInput(problems));
-            }
-        }
-
+        let (version, graph) = shared.resolve(tenant, workflow, version)?;
+        shared.check_input(tenant, version, &graph, &input).await?;
         let key = RunKey { tenant: tenant.clone(), run: clock::run_id() };
-        let (reply, answer) = oneshot::channel();
-        let new = Beginning::New { graph, workflow: workflow.clone(), version, input, idempotency, reply };
-        // In the registry before it is on disk: from the first moment that somebody can name the run, it has its loop.
-        // And a task of its own, so that a client who hangs up does not leave half a run.
-        let (inbox, messages) = shared.registry.enter(&key);
-        let messages = messages.ok_or(StartError::Stopping)?; // never: the id is new
-        shared.spawn_loop(key.clone(), inbox, messages, new);
-        match answer.await.map_err(|_| StartError::Stopping)?? {
-            Created::New => Ok(Started { run: key.run, replayed: false }),
-            Created::Existing(run) => Ok(Started { run, replayed: true }),
-        }
+        let workflow = workflow.clone();
+        let new = NewRun {
+            graph,
+            workflow,
+            version,
+            input,
+            idempotency,
+            parent: None,
+            rerun_of: None,
+            taken_over: Vec::new(),
+        };
+        shared.create(&key, new).await
     }
 
     /// Cancels a run. When this returns, that is on disk, and its attempts are being stopped.
-    pub async fn cancel(&self, key: &RunKey, reason: Option<String>) -> Result<(), CancelError> {
-        let summary = self.shared.journal.summary(key)?.ok_or(CancelError::UnknownRun)?;
-        if summary.status.is_terminal() {
-            return Err(Refusal::Ended(summary.status).into());
+    pub async fn cancel(&self, key: &RunKey, reason: Option<String>) -> Result<(), ControlError> {
+        self.shared.cancel(key, reason).await
+    }
+
+    /// Holds a run: what is under way comes to its end, and nothing else begins until it is resumed.
+    pub async fn pause(&self, key: &RunKey, reason: Option<String>) -> Result<(), ControlError> {
+        self.shared.control(key, Input::Pause { reason }, None).await.map(drop)
+    }
+
+    /// Lets a paused run go on.
+    pub async fn resume(&self, key: &RunKey) -> Result<(), ControlError> {
+        self.shared.control(key, Input::Resume, None).await.map(drop)
+    }
+
+    /// Tells a run something. It is kept until a step takes it; the same idempotency key brings it once.
+    pub async fn signal(
+        &self,
+        key: &RunKey,
+        name: String,
+        payload: Json,
+        idempotency: Option<&str>,
+    ) -> Result<Signalled, ControlError> {
+        // The key stands for the signal as a whole: the same key with another name or payload is another signal.
+        let hash = |key: &str| {
+            let parts = [key, &name, payload.as_str()].map(|part| Sha256::digest(part.as_bytes())).concat();
+            Digest::from_bytes(Sha256::digest(parts).into())
+        };
+        let idempotency = idempotency.map(hash);
+        let (payload, content) = payload_of(payload);
+        match self.shared.control(key, Input::Signal { name, payload, key: idempotency }, content).await {
+            Ok(seq) => Ok(Signalled { seq, replayed: false }),
+            Err(ControlError::Refused(Refusal::SignalRepeated(seq))) => Ok(Signalled { seq, replayed: true }),
+            Err(error) => Err(error),
         }
-        // A loop that is just leaving may let go of a message; the next one will not.
-        for _ in 0..3 {
-            let (reply, answer) = oneshot::channel();
-            let Some(inbox) = self.shared.inbox_of(key) else { break };
-            let sent = inbox.send(Message::Cancel { reason: reason.clone(), reply });
-            if sent.is_ok()
-                && let Ok(answer) = answer.await
-            {
-                return Ok(answer?);
-            }
-        }
-        Err(CancelError::Unavailable)
     }
 
     /// Stops all loops: nothing new starts, attempts under way get the grace period, everything decided is written.
@@ -250,6 +275,50 @@ impl Driver {
 }
 
 impl Shared {
+    /// Makes a run and starts its loop. When this returns, the run is on disk.
+    async fn create(self: &Arc<Self>, key: &RunKey, run: NewRun) -> Result<Started, StartError> {
+        let (reply, answer) = oneshot::channel();
+        let new = Beginning::New { run: Box::new(run), reply };
+        // In the registry before it is on disk: from the first moment that somebody can name the run, it has its loop.
+        // And a task of its own, so that a client who hangs up does not leave half a run.
+        let (inbox, messages) = self.registry.enter(key);
+        let messages = messages.ok_or(StartError::Stopping)?; // never: the id is new
+        self.spawn_loop(key.clone(), inbox, messages, new);
+        match answer.await.map_err(|_| StartError::Stopping)?? {
+            Created::New => Ok(Started { run: key.run, replayed: false }),
+            Created::Existing(run) => Ok(Started { run, replayed: true }),
+        }
+    }
+
+    async fn cancel(self: &Arc<Self>, key: &RunKey, reason: Option<String>) -> Result<(), ControlError> {
+        self.control(key, Input::Cancel { reason }, None).await.map(drop)
+    }
+
+    /// Has a run's loop decide on something. Returns the number of the first event that followed, once it is on disk.
+    async fn control(
+        self: &Arc<Self>,
+        key: &RunKey,
+        input: Input,
+        content: Option<Content>,
+    ) -> Result<Seq, ControlError> {
+        let summary = self.journal.summary(key)?.ok_or(ControlError::UnknownRun)?;
+        if summary.status.is_terminal() {
+            return Err(Refusal::Ended(summary.status).into());
+        }
+        // A loop that is just leaving may let go of a message; the next one will not.
+        for _ in 0..3 {
+            let (reply, answer) = oneshot::channel();
+            let Some(inbox) = self.inbox_of(key) else { break };
+            let message = Message::Control { input: Box::new(input.clone()), content: content.clone(), reply };
+            if inbox.send(message).is_ok()
+                && let Ok(answer) = answer.await
+            {
+                return Ok(answer?);
+            }
+        }
+        Err(ControlError::Unavailable)
+    }
+
     /// The inbox of a run's loop, which is started when there is none. `None` when the host is stopping.
     fn inbox_of(self: &Arc<Self>, key: &RunKey) -> Option<Inbox> {
         if self.stopping.is_cancelled() {
@@ -272,6 +341,36 @@ impl Shared {
                 shared.registry.remove(&key);
             }
         });
+    }
+
+    /// The version that a run of a workflow gets, and its graph.
+    fn resolve(
+        &self,
+        tenant: &TenantId,
+        workflow: &WorkflowName,
+        version: Option<Digest>,
+    ) -> Result<(Digest, Arc<Graph>), StartError> {
+        let record = self.journal.workflow(tenant, workflow)?;
+        let record = record.ok_or_else(|| StartError::UnknownWorkflow(workflow.clone()))?;
+        let version = version.unwrap_or(record.latest);
+        Ok((version, self.graph(tenant, workflow, version)?))
+    }
+
+    /// Asks a version whether it can do something with an input.
+    async fn check_input(
+        &self,
+        tenant: &TenantId,
+        version: Digest,
+        graph: &Graph,
+        input: &Json,
+    ) -> Result<(), StartError> {
+        if graph.spec().input_schema.is_none() {
+            return Ok(());
+        }
+        let (journal, owner) = (Arc::clone(&self.journal), tenant.clone());
+        let component = Box::new(move || journal.component(&owner, &version).ok().flatten());
+        let problems = self.sandbox.check_input(tenant, version, component, input.clone()).await?;
+        if problems.is_empty() { Ok(()) } else { Err(StartError::InvalidInput(problems)) }
     }
 
     /// A version's graph.

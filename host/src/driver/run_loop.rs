@@ -7,36 +7,44 @@
 //!
 //! When an append fails, the loop forgets everything and reads the run anew; its attempts are cut off as in a crash.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
 use hmac::{Hmac, Mac};
 use sha2::{Digest as _, Sha256};
 use stepwell_core::decide::Success;
-use stepwell_core::event::LogLevel;
+use stepwell_core::event::{ChildEnd, ChildRef, LogLevel, ParentRef, RerunRef, WaitingCall};
 use stepwell_core::graph::Delegate;
 use stepwell_core::json::INLINE_BYTES_MAX;
+use stepwell_core::rerun::TakenOver;
 use stepwell_core::run::Value;
 use stepwell_core::{
-    Digest, Effect, Event, Failure, FailureKind, Graph, Input, Json, Payload, Refusal, Run, RunKey, RunStatus, Seq,
-    StepId, Timestamp, WorkflowName,
+    Digest, Effect, Event, Failure, FailureKind, Graph, Input, Json, Payload, Refusal, Run, RunId, RunKey, RunStatus,
+    Seq, StepId, Timestamp, WorkflowName,
 };
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::Shared;
 use super::elements::Elements;
-use super::interrupted::{self, Interrupted};
+use super::family::{self, Errand};
+use super::record;
 use super::registry::{Inbox, Messages};
 use super::step_host::LoopHost;
 use crate::clock;
-use crate::journal::{Batch, Content, Created, IdempotencyKey, Journal, JournalError, RunSummary, error_chain};
+use crate::journal::{
+    Batch, Content, Created, IdempotencyKey, Journal, JournalError, RunSummary, WakeChange, error_chain,
+};
 use crate::permits::Permit;
-use crate::sandbox::{Attempt, AttemptEnd, Delegation, HostRefusal, Job, StepOutput, StoredArtifact};
+use crate::sandbox::{
+    Attempt, AttemptEnd, ChildError, Delegation, HostRefusal, Job, StepOutput, StoredArtifact, Waited,
+};
 
 /// Bytes of staged events after which the loop takes no message until they are on disk. Steps wait for their answers
 /// meanwhile, so this is what slows down a step that publishes faster than the disk writes.
@@ -48,20 +56,40 @@ const READ_BYTES: usize = 4 << 20;
 const LITTLE_BYTES_MAX: usize = 128;
 /// The longest sleep for a timer. The machine's clock may be set while we sleep.
 const SLEEP_MAX: Duration = Duration::from_secs(30);
+/// How long a run that waits is kept in memory: whoever talks to it often is answered without reading it again.
+const LINGER: Duration = Duration::from_secs(1);
+/// A run whose timer is due within this time stays in memory until then.
+const SOON_MS: u64 = 5_000;
 
 /// How a loop comes to its run.
 pub(super) enum Beginning {
     /// Somebody asked for it.
-    New {
-        graph: Arc<Graph>,
-        workflow: WorkflowName,
-        version: Digest,
-        input: Json,
-        idempotency: Option<IdempotencyKey>,
-        reply: oneshot::Sender<Result<Created, JournalError>>,
-    },
+    New { run: Box<NewRun>, reply: oneshot::Sender<Result<Created, JournalError>> },
     /// It is in the journal.
     Recovered,
+}
+
+/// A run that somebody asked for.
+pub(super) struct NewRun {
+    pub(super) graph: Arc<Graph>,
+    pub(super) workflow: WorkflowName,
+    pub(super) version: Digest,
+    pub(super) input: Json,
+    pub(super) idempotency: Option<IdempotencyKey>,
+    pub(super) parent: Option<ParentRef>,
+    pub(super) rerun_of: Option<RerunRef>,
+    pub(super) taken_over: Vec<TakenOver>,
+}
+
+/// Tells a step that its child is there, or why it is not.
+type ChildReply = oneshot::Sender<Result<Result<RunId, ChildError>, HostRefusal>>;
+
+/// A child that a step wants to start.
+pub(super) struct NewChild {
+    pub(super) workflow: WorkflowName,
+    pub(super) version: Digest,
+    pub(super) input: Json,
+    pub(super) detached: bool,
 }
 
 /// What others tell a loop.
@@ -101,11 +129,38 @@ pub(super) enum Message {
     AttemptEnded {
         step: StepId,
         attempt: u32,
+        /// Which instance of the attempt it was.
+        spawn: u64,
         end: AttemptEnd,
     },
-    Cancel {
-        reason: Option<String>,
-        reply: oneshot::Sender<Result<(), Refusal>>,
+    Wait {
+        step: StepId,
+        attempt: u32,
+        call: WaitingCall,
+        /// How long at most.
+        within_ms: Option<u64>,
+        reply: oneshot::Sender<Result<Waited, HostRefusal>>,
+    },
+    StartChild {
+        step: StepId,
+        attempt: u32,
+        call: &'static str,
+        arguments: Digest,
+        child: NewChild,
+        reply: ChildReply,
+    },
+    ChildEnded {
+        run: RunId,
+        end: ChildEnd,
+        /// Answered once what follows from it is on disk.
+        reply: oneshot::Sender<()>,
+    },
+    /// Something that somebody outside wants. Answered with the number of the first event that follows, once it is on
+    /// disk.
+    Control {
+        input: Box<Input>,
+        content: Option<Content>,
+        reply: oneshot::Sender<Result<Seq, Refusal>>,
     },
 }
 
@@ -115,13 +170,15 @@ enum Wake {
     Appended(Result<(), JournalError>),
     Room(Permit),
     TimerDue,
+    Errand(Errand),
+    Idle,
     Stopping,
     GraceOver,
 }
 
 /// Why a loop begins anew or ends.
 enum Over {
-    /// The run has ended, and the loop has left the registry.
+    /// The run has ended or waits, and the loop has left the registry.
     Left,
     /// The host is stopping.
     Stopped,
@@ -142,11 +199,24 @@ pub(super) struct RunLoop {
     last_at: Timestamp,
     staged: Staged,
     appending: Option<Appending>,
-    attempts: HashMap<StepId, (u32, Attempt)>,
+    attempts: HashMap<StepId, UnderWay>,
+    /// Instances started so far. Each has its number, so that what an earlier one says of its end is not taken for a later
+    /// one's.
+    spawns: u64,
     /// Steps that were cancelled, by the number of the event: their attempts are stopped once it is on disk.
     cancelled: Vec<(Seq, StepId)>,
-    /// What attempts did that were under way when the host stopped, for when they are taken up again.
-    interrupted: Interrupted,
+    /// What is being done for children and the parent.
+    errands: FuturesUnordered<BoxFuture<'static, Errand>>,
+    /// What was begun of it in this process, each by the run that it is about and the event that made it due.
+    begun: HashSet<(RunId, Seq)>,
+    /// Children that a wait has asked after. Whoever is resumed asks again: what was told while the run was paused was not
+    /// heard.
+    asked: HashSet<(RunId, Seq)>,
+    /// Steps that wait for a child to be there.
+    child_replies: HashMap<RunId, ChildReply>,
+    /// Somebody could not be told. The next start tries again.
+    family_failed: bool,
+    settled: bool,
     /// Leave to run steps. Given back while the run waits.
     room: Option<Permit>,
     phase: Phase,
@@ -176,10 +246,19 @@ struct Staged {
     events: Vec<Event>,
     contents: Vec<Content>,
     bytes: usize,
+    /// Content that the events refer to and that is stored already.
+    references: Vec<Digest>,
     /// Who is to be told once it is on disk.
-    told: Vec<oneshot::Sender<Result<(), Refusal>>>,
-    /// Steps that go on once it is on disk.
-    recorded: Vec<oneshot::Sender<Result<(), HostRefusal>>>,
+    told: Vec<Tell>,
+}
+
+/// Tells somebody that something is on disk.
+type Tell = Box<dyn FnOnce() + Send>;
+
+/// An attempt under way.
+struct UnderWay {
+    spawn: u64,
+    _attempt: Attempt,
 }
 
 impl Staged {
@@ -194,8 +273,7 @@ impl Staged {
 struct Appending {
     done: BoxFuture<'static, Result<(), JournalError>>,
     last_seq: Seq,
-    told: Vec<oneshot::Sender<Result<(), Refusal>>>,
-    recorded: Vec<oneshot::Sender<Result<(), HostRefusal>>>,
+    told: Vec<Tell>,
 }
 
 impl RunLoop {
@@ -245,10 +323,14 @@ impl RunLoop {
     ) -> Result<Option<Self>, JournalError> {
         match beginning {
             Beginning::Recovered => Self::recover(shared, key, inbox),
-            Beginning::New { graph, workflow, version, input, idempotency, reply } => {
+            Beginning::New { run, reply } => {
+                let NewRun { graph, workflow, version, input, idempotency, parent, rerun_of, taken_over } = *run;
                 let mut this = Self::new(shared, key, inbox, graph);
                 let (input, content) = payload_of(input);
-                let queued = this.decide(Input::Queue { workflow, version, input }, content).and_then(|()| {
+                let results = taken_over.iter().map(|result| &result.output);
+                this.staged.references = results.filter_map(Payload::stored).map(|content| content.sha256).collect();
+                let queue = Input::Queue { workflow, version, input, parent, rerun_of, taken_over };
+                let queued = this.decide(queue, content).and_then(|()| {
                     this.room = shared.room.try_acquire(&key.tenant);
                     // With room at hand the first steps are due in the same write.
                     if this.room.is_some() { this.decide(Input::Start, None) } else { Ok(()) }
@@ -287,14 +369,13 @@ impl RunLoop {
                 }
                 this.run.apply(&recorded.event).map_err(|error| damaged(error.to_string()))?;
                 this.last_at = recorded.at;
-                this.interrupted.see(recorded);
             }
         }
         this.summary = Some(summary);
         this.durable = this.run.last_seq();
         for effect in this.run.owed() {
             if let Effect::RunStep { step, attempt, .. } = effect {
-                let can_resume = this.interrupted.can_resume(&step);
+                let can_resume = this.run.can_resume(&step);
                 match this.decide(Input::AttemptLost { step, attempt, can_resume }, None) {
                     Ok(()) => {}
                     // One of them was lost once too often: the run has failed, and the others end with it.
@@ -321,7 +402,13 @@ impl RunLoop {
             appending: None,
             attempts: HashMap::new(),
             cancelled: Vec::new(),
-            interrupted: Interrupted::default(),
+            spawns: 0,
+            errands: FuturesUnordered::new(),
+            begun: HashSet::new(),
+            asked: HashSet::new(),
+            child_replies: HashMap::new(),
+            family_failed: false,
+            settled: false,
             room: None,
             phase: Phase::Driving,
             look: true,
@@ -345,7 +432,9 @@ impl RunLoop {
                 if self.phase != Phase::Driving {
                     return Over::Stopped;
                 }
-                if self.shared.registry.leave(&self.key, messages) {
+                if !self.is_settled() {
+                    self.settle();
+                } else if self.shared.registry.leave(&self.key, messages) {
                     return Over::Left;
                 }
             }
@@ -364,6 +453,12 @@ impl RunLoop {
                     self.look = true; // for the next timer, if this one was early
                     self.expect(Input::TimerDue, None);
                 }
+                Wake::Errand(errand) => self.errand_done(errand),
+                Wake::Idle => {
+                    if self.shared.registry.leave(&self.key, messages) {
+                        return Over::Left;
+                    }
+                }
                 Wake::Stopping => self.phase = Phase::Ending(Instant::now() + self.shared.grace),
                 Wake::GraceOver => {
                     // What is cut off here is owed after the next start.
@@ -376,13 +471,42 @@ impl RunLoop {
 
     /// Nothing is left to write, and nothing to wait for: the run has ended, or the host is stopping.
     fn is_done(&self) -> bool {
-        let idle = self.appending.is_none() && self.staged.events.is_empty() && self.attempts.is_empty();
+        let idle = self.is_idle() && (self.errands.is_empty() || self.phase != Phase::Driving);
         idle && (self.run.has_ended() || self.phase != Phase::Driving)
+    }
+
+    fn is_idle(&self) -> bool {
+        self.appending.is_none() && self.staged.events.is_empty() && self.attempts.is_empty()
+    }
+
+    /// Whether the run can be let go of: it waits, and whoever it waits for, the clock included, will find it.
+    fn can_leave(&self) -> bool {
+        let Some(summary) = &self.summary else { return false };
+        // On disk stands when to wake it, and it is not so soon that reading it again would be a waste.
+        let waits = summary.status == RunStatus::Suspended
+            && summary.waits_until == self.wake_at
+            && self.wake_at.is_none_or(|at| at.millis_since(clock::now()) > SOON_MS);
+        let held = summary.status == RunStatus::Paused && self.wake_at.is_none();
+        (waits || held)
+            && self.is_idle()
+            && self.errands.is_empty()
+            && !self.run.owed().iter().any(|effect| matches!(effect, Effect::RunStep { .. }))
+    }
+
+    /// Whether the list of unfinished runs says what is true.
+    fn is_settled(&self) -> bool {
+        self.settled || self.family_failed || self.run.owed().is_empty()
+    }
+
+    fn settle(&mut self) {
+        let (journal, key) = (Arc::clone(&self.shared.journal), self.key.clone());
+        self.errands.push(Box::pin(async move { Errand::Settled(journal.settle(&key).await) }));
     }
 
     /// The one place that waits.
     async fn wait(&mut self, messages: &mut Messages) -> Wake {
-        let Self { shared, key, appending, staged, phase, wants_room, wake_at, .. } = self;
+        let can_leave = self.phase == Phase::Driving && self.can_leave();
+        let Self { shared, key, appending, staged, phase, wants_room, wake_at, errands, .. } = self;
         // More is taken in while an append is under way, up to a limit; without one the limit could not be left again.
         let listens = appending.is_none() || staged.bytes < STAGED_BYTES_MAX;
         let appended = async {
@@ -410,9 +534,11 @@ impl RunLoop {
             biased; // what is done comes before what is new
             result = appended => Wake::Appended(result),
             Some(message) = messages.recv(), if listens => Wake::Message(message),
+            Some(errand) = errands.next(), if !errands.is_empty() => Wake::Errand(errand),
             () = timer, if driving => Wake::TimerDue,
             permit = shared.room.acquire(&key.tenant), if driving && *wants_room => Wake::Room(permit),
             () = shared.stopping.cancelled(), if driving => Wake::Stopping,
+            () = tokio::time::sleep(LINGER), if can_leave => Wake::Idle,
             () = grace => Wake::GraceOver,
         }
     }
@@ -429,8 +555,50 @@ impl RunLoop {
                 let (result, content) = payload_of(result);
                 let call = call.to_owned();
                 match self.decide(Input::RecordCall { step, attempt, call, arguments, result }, content) {
-                    Ok(()) => self.staged.recorded.push(reply),
+                    Ok(()) => self.staged.told.push(Box::new(move || {
+                        let _ = reply.send(Ok(()));
+                    })),
                     Err(refusal) => drop(reply.send(Err(refusal_for_guest(refusal)))),
+                }
+            }
+            Message::Wait { step, attempt, call, within_ms, reply } => {
+                let until = within_ms.map(|ms| clock::now().plus_millis(ms));
+                match self.decide(Input::Wait { step: step.clone(), attempt, call, until }, None) {
+                    Ok(()) => self.suspended(&step, reply),
+                    Err(refusal) => drop(reply.send(Err(refusal_for_guest(refusal)))),
+                }
+            }
+            Message::StartChild { step, attempt, call, arguments, child, reply } => {
+                let NewChild { workflow, version, input, detached } = child;
+                let run = clock::run_id();
+                let (input, content) = payload_of(input);
+                let child = Box::new(ChildRef { run, workflow, version, input, detached });
+                let result = Payload::Inline(record::started(run));
+                let input = Input::StartChild { step, attempt, call: call.to_owned(), arguments, result, child };
+                match self.decide(input, content) {
+                    Ok(()) => drop(self.child_replies.insert(run, reply)),
+                    Err(Refusal::TooDeep) => drop(reply.send(Ok(Err(ChildError::TooDeep)))),
+                    Err(Refusal::TooManyChildren) => drop(reply.send(Ok(Err(ChildError::TooMany)))),
+                    Err(refusal) => drop(reply.send(Err(refusal_for_guest(refusal)))),
+                }
+            }
+            Message::ChildEnded { run, end, reply } => {
+                self.child_ended(run, end);
+                self.staged.told.push(Box::new(move || {
+                    let _ = reply.send(());
+                }));
+                self.tell_if_durable();
+            }
+            Message::Control { input, content, reply } => {
+                let first = self.run.last_seq() + 1;
+                match self.decide(*input, content) {
+                    Ok(()) => self.staged.told.push(Box::new(move || drop(reply.send(Ok(first))))),
+                    // What it repeats may be on its way to disk still.
+                    Err(refusal @ Refusal::SignalRepeated(_)) => {
+                        self.staged.told.push(Box::new(move || drop(reply.send(Err(refusal)))));
+                        self.tell_if_durable();
+                    }
+                    Err(refusal) => drop(reply.send(Err(refusal))),
                 }
             }
             Message::Log { step, attempt, level, message, reply } => {
@@ -446,10 +614,12 @@ impl RunLoop {
                 let stored = StoredArtifact { id: artifact_id(&self.key, seq), seq, sha256: reference.sha256 };
                 drop(reply.send(decided.map(|()| stored).map_err(refusal_for_guest)));
             }
-            Message::AttemptEnded { step, attempt, end } => {
-                if self.attempts.get(&step).is_some_and(|(running, _)| *running == attempt) {
-                    self.attempts.remove(&step);
+            Message::AttemptEnded { step, attempt, spawn, end } => {
+                // Another instance, or none, may stand there by now: this one was suspended or cancelled.
+                if self.attempts.get(&step).is_none_or(|under_way| under_way.spawn != spawn) {
+                    return;
                 }
+                self.attempts.remove(&step);
                 let (result, content) = match end.result {
                     Ok(StepOutput { output, labels, next }) => {
                         let inline = if self.run.keeps_much() { LITTLE_BYTES_MAX } else { INLINE_BYTES_MAX };
@@ -460,10 +630,65 @@ impl RunLoop {
                 };
                 self.expect(Input::AttemptEnded { step, attempt, result, fuel_used: end.fuel_used }, content);
             }
-            Message::Cancel { reason, reply } => match self.decide(Input::Cancel { reason }, None) {
-                Ok(()) => self.staged.told.push(reply),
-                Err(refusal) => drop(reply.send(Err(refusal))),
-            },
+        }
+    }
+
+    /// A step has begun to wait. If what it waits for had come already, it goes on at once, in the instance that it has;
+    /// otherwise that instance ends here.
+    fn suspended(&mut self, step: &StepId, reply: oneshot::Sender<Result<Waited, HostRefusal>>) {
+        let resumed = self.staged.events.iter().rev().find_map(|event| match event {
+            Event::StepResumed { step: resumed, woke } if resumed == step => Some(woke.clone()),
+            Event::StepSuspended { step: suspended, .. } if suspended == step => Some(None),
+            _ => None,
+        });
+        let Some(woke) = resumed.flatten() else {
+            self.attempts.remove(step);
+            drop(reply.send(Ok(Waited::Suspended)));
+            return;
+        };
+        let (journal, key) = (Arc::clone(&self.shared.journal), self.key.clone());
+        self.staged.told.push(Box::new(move || {
+            let answer = record::of_wait(&*journal, &key, *woke).map(Waited::Answered);
+            drop(reply.send(answer.map_err(|why| {
+                tracing::error!(run = %key, why, "what ended a wait could not be read");
+                HostRefusal::Unavailable
+            })));
+        }));
+    }
+
+    /// A child has ended. Its output becomes this run's too.
+    fn child_ended(&mut self, run: RunId, end: ChildEnd) {
+        let content = match &end {
+            ChildEnd::Completed { output } => output.stored().map(|content| content.sha256),
+            ChildEnd::Failed { .. } | ChildEnd::Cancelled => None,
+        };
+        let before = self.run.last_seq();
+        self.expect(Input::ChildEnded { run, end }, None);
+        self.staged.references.extend(content.filter(|_| self.run.last_seq() > before));
+    }
+
+    /// Tells whoever waits for the disk, when everything is on it.
+    fn tell_if_durable(&mut self) {
+        if self.appending.is_none() && self.staged.events.is_empty() {
+            self.staged.told.drain(..).for_each(|tell| tell());
+        }
+    }
+
+    fn errand_done(&mut self, errand: Errand) {
+        self.look = true;
+        match errand {
+            Errand::ChildStarted { run, started } => {
+                if let Some(reply) = self.child_replies.remove(&run) {
+                    // One that is not there shows in the wait for it.
+                    drop(reply.send(if started { Ok(Ok(run)) } else { Err(HostRefusal::Unavailable) }));
+                }
+            }
+            Errand::Told { told } => self.family_failed |= !told,
+            Errand::Settled(Ok(())) => self.settled = true,
+            Errand::Settled(Err(error)) => {
+                tracing::warn!(run = %self.key, error = error_chain(&error), "an ended run is still listed");
+                self.family_failed = true;
+            }
         }
     }
 
@@ -487,8 +712,10 @@ impl RunLoop {
             Refusal::OutOfPlace
         })?;
         for (event, seq) in events.iter().rev().zip((1..=self.run.last_seq()).rev()) {
-            if let Event::StepCancelled { step } = event {
-                self.cancelled.push((seq, step.clone()));
+            match event {
+                Event::StepCancelled { step } => self.cancelled.push((seq, step.clone())),
+                Event::RunResumed {} => self.asked.clear(),
+                _ => {}
             }
         }
         self.staged.stage(events, content);
@@ -499,37 +726,44 @@ impl RunLoop {
 
     /// All that is staged, as one batch, and the number of its last event.
     fn take_staged(&mut self) -> (Batch, Seq) {
-        let Staged { events, contents, .. } = std::mem::take(&mut self.staged);
+        let Staged { events, contents, references, .. } = std::mem::take(&mut self.staged);
         let last_seq = self.run.last_seq();
         let first_seq = last_seq + 1 - events.len() as u64;
-        let summary = RunSummary::after(self.summary.as_ref(), first_seq, self.last_at, &events);
-        if summary.is_some() {
-            self.summary.clone_from(&summary);
+        let mut batch = Batch { at: self.last_at, events, contents, references, ..Batch::default() };
+        if let Some(mut summary) = RunSummary::after(self.summary.as_ref(), first_seq, self.last_at, &batch.events) {
+            let has_family = self.run.owed().iter().any(|effect| !matches!(effect, Effect::WakeAt { .. }));
+            summary.parked = summary.status == RunStatus::Suspended && !has_family;
+            let before = self.summary.as_ref();
+            let was_parked = before.is_some_and(|before| before.parked);
+            let is_new = before.is_none();
+            batch.listed = match summary.status.is_terminal() {
+                true => Some(has_family),
+                false => (summary.parked != was_parked || is_new).then_some(!summary.parked),
+            };
+            let wake = WakeChange { before: before.and_then(|before| before.waits_until), after: summary.waits_until };
+            batch.wake = (wake.before != wake.after).then_some(wake);
+            self.summary = Some(summary.clone());
+            batch.summary = Some(summary);
         }
-        (Batch { at: self.last_at, events, contents, summary }, last_seq)
+        (batch, last_seq)
     }
 
     fn append_staged(&mut self) {
         if self.appending.is_some() || self.staged.events.is_empty() {
             return;
         }
-        let (told, recorded) = (std::mem::take(&mut self.staged.told), std::mem::take(&mut self.staged.recorded));
+        let told = std::mem::take(&mut self.staged.told);
         let (batch, last_seq) = self.take_staged();
         let (journal, key, durable) = (Arc::clone(&self.shared.journal), self.key.clone(), self.durable);
         let done = Box::pin(async move { journal.append(&key, durable, batch).await });
-        self.appending = Some(Appending { done, last_seq, told, recorded });
+        self.appending = Some(Appending { done, last_seq, told });
     }
 
     fn appended(&mut self) {
         if let Some(append) = self.appending.take() {
             self.durable = append.last_seq;
             self.look = true;
-            for told in append.told {
-                drop(told.send(Ok(())));
-            }
-            for recorded in append.recorded {
-                let _ = recorded.send(Ok(()));
-            }
+            append.told.into_iter().for_each(|tell| tell());
         }
     }
 
@@ -550,14 +784,15 @@ impl RunLoop {
         (self.wake_at, self.wants_room) = (None, false);
         let mut moves = false;
         for effect in self.run.owed() {
-            moves |= !matches!(effect, Effect::WakeAt { .. });
+            moves |= matches!(effect, Effect::RunStep { .. } | Effect::StartRun { .. });
             match effect {
                 // The contract: nothing acts on what is not on disk. `appended` makes us look again.
                 _ if effect.since() > self.durable => {}
-                Effect::RunStep { step, node, attempt, .. } => {
-                    if self.phase == Phase::Driving && !self.attempts.contains_key(&step) {
+                Effect::RunStep { step, node, attempt, since } => {
+                    let held = self.run.status() == Some(RunStatus::Paused);
+                    if self.phase == Phase::Driving && !held && !self.attempts.contains_key(&step) {
                         if self.room.is_some() {
-                            self.start_attempt(step, node, attempt);
+                            self.start_attempt(step, node, attempt, since);
                         } else {
                             self.wants_room = true;
                         }
@@ -567,6 +802,10 @@ impl RunLoop {
                     self.wake_at = Some(self.wake_at.map_or(at, |earliest| earliest.min(at)));
                 }
                 Effect::StartRun { .. } => self.wants_room = true,
+                Effect::StartChild { .. }
+                | Effect::AskChild { .. }
+                | Effect::CancelChild { .. }
+                | Effect::TellParent { .. } => self.see_to_family(effect),
             }
         }
         if !moves {
@@ -575,11 +814,53 @@ impl RunLoop {
         }
     }
 
-    fn start_attempt(&mut self, step: StepId, node: usize, attempt: u32) {
+    /// Begins what is owed to a child or the parent, once.
+    fn see_to_family(&mut self, effect: Effect) {
+        let (run, since) = match &effect {
+            Effect::StartChild { child, since, .. } => (child.run, *since),
+            // One that is being started is cancelled when it is there.
+            Effect::CancelChild { run, .. } if self.child_replies.contains_key(run) => return,
+            Effect::AskChild { run, since } | Effect::CancelChild { run, since } => (*run, *since),
+            Effect::TellParent { parent, since, .. } => (*parent, *since),
+            Effect::StartRun { .. } | Effect::RunStep { .. } | Effect::WakeAt { .. } => return,
+        };
+        let begun = if matches!(effect, Effect::AskChild { .. }) { &mut self.asked } else { &mut self.begun };
+        if self.phase != Phase::Driving || !begun.insert((run, since)) {
+            return;
+        }
+        match effect {
+            Effect::AskChild { run, .. } => match family::end_of(&self.shared, &self.key.tenant, run) {
+                Ok(Some(end)) => self.child_ended(run, end),
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::error!(run = %self.key, child = %run, error = error_chain(&error), "a child could not be read");
+                }
+            },
+            Effect::StartChild { child, .. } => {
+                let parent = ParentRef { run: self.key.run, depth: self.run.depth() + 1 };
+                let start = family::start_child(Arc::clone(&self.shared), self.key.tenant.clone(), *child, parent);
+                self.errands.push(Box::pin(start));
+            }
+            Effect::CancelChild { run, .. } => {
+                let child = RunKey { tenant: self.key.tenant.clone(), run };
+                self.errands.push(Box::pin(family::cancel_child(Arc::clone(&self.shared), child)));
+            }
+            Effect::TellParent { parent, end, .. } => {
+                let parent = RunKey { tenant: self.key.tenant.clone(), run: parent };
+                let tell = family::tell_parent(Arc::clone(&self.shared), parent, self.key.run, end);
+                self.errands.push(Box::pin(tell));
+            }
+            Effect::StartRun { .. } | Effect::RunStep { .. } | Effect::WakeAt { .. } => {}
+        }
+    }
+
+    fn start_attempt(&mut self, step: StepId, node: usize, attempt: u32, since: Seq) {
         let (Some(limits), Some(summary)) = (self.run.graph().node(node).map(|node| node.limits), &self.summary) else {
             return;
         };
         let (workflow, version) = (summary.workflow.clone(), summary.version);
+        self.spawns += 1;
+        let spawn = self.spawns;
         let inputs = self.run.inputs_of(&step);
         let size: u64 = inputs.iter().map(|(_, value)| value.size_bytes()).sum();
         if size > limits.memory_bytes {
@@ -588,8 +869,8 @@ impl RunLoop {
                 format!("the step needs {size} bytes of input and has {} bytes of memory", limits.memory_bytes);
             let failure = Failure::platform(FailureKind::Permanent, "input_too_large", message);
             let end = AttemptEnd { result: Err(failure), fuel_used: 0 };
-            drop(self.inbox.send(Message::AttemptEnded { step: step.clone(), attempt, end }));
-            self.attempts.insert(step, (attempt, Attempt::over()));
+            drop(self.inbox.send(Message::AttemptEnded { step: step.clone(), attempt, spawn, end }));
+            self.attempts.insert(step, UnderWay { spawn, _attempt: Attempt::over() });
             return;
         }
         let (inbox, stopping) = (self.inbox.clone(), self.shared.stopping.clone());
@@ -601,9 +882,12 @@ impl RunLoop {
             step: step.clone(),
             attempt,
             outside: self.shared.outside.clone(),
+            shared: Arc::downgrade(&self.shared),
         });
         let (key, journal) = (self.key.clone(), Arc::clone(&self.shared.journal));
-        let events = self.interrupted.take(&step, attempt);
+        // One that has just been started has nothing on record.
+        let started = self.run.attempt_started(&step).filter(|started| *started != since);
+        let durable = self.durable;
         let seed = seed_of(self.shared.journal.secret(), &self.key, &step, attempt);
         let job = {
             let (key, journal, step) = (key.clone(), Arc::clone(&journal), step.clone());
@@ -611,7 +895,10 @@ impl RunLoop {
             move || {
                 let value = |(name, value)| Ok((name, read_value(&*journal, &shared.elements, &key, value)?));
                 let inputs = inputs.into_iter().map(value).collect::<Result<_, String>>()?;
-                let recorded = interrupted::resolve(&*journal, &key, events)?;
+                let recorded = match started {
+                    Some(started) => record::of_attempt(&*journal, &key, &step, started..durable)?,
+                    None => Vec::new(),
+                };
                 Ok(Job { run: key.run, workflow, version, step, attempt, limits, inputs, host, recorded, seed })
             }
         };
@@ -626,10 +913,10 @@ impl RunLoop {
         let (inbox, ended) = (self.inbox.clone(), step.clone());
         let on_end = move |end| {
             // The loop is gone when the host has stopped waiting for this attempt.
-            drop(inbox.send(Message::AttemptEnded { step: ended, attempt, end }));
+            drop(inbox.send(Message::AttemptEnded { step: ended, attempt, spawn, end }));
         };
         let running = self.shared.sandbox.spawn(&key.tenant, version, component(version), delegation, job, on_end);
-        self.attempts.insert(step, (attempt, running));
+        self.attempts.insert(step, UnderWay { spawn, _attempt: running });
     }
 }
 
@@ -674,7 +961,7 @@ fn read_value(journal: &impl Journal, elements: &Elements, key: &RunKey, value: 
 }
 
 /// A value in the form that an event takes, and its bytes where they are stored apart.
-fn payload_of(json: Json) -> (Payload, Option<Content>) {
+pub(super) fn payload_of(json: Json) -> (Payload, Option<Content>) {
     payload_within(json, INLINE_BYTES_MAX)
 }
 
@@ -693,7 +980,19 @@ fn content_of(bytes: Bytes) -> Content {
 fn refusal_for_guest(refusal: Refusal) -> HostRefusal {
     match refusal {
         Refusal::UnknownTopic => HostRefusal::UnknownTopic,
-        Refusal::Ended(_) | Refusal::NotUnderWay { .. } | Refusal::OutOfPlace => HostRefusal::Cancelled,
+        Refusal::NotAChild => HostRefusal::NotAChild,
+        // The others are no answers to what a step asks for.
+        Refusal::Ended(_)
+        | Refusal::NotUnderWay { .. }
+        | Refusal::UnknownSignal
+        | Refusal::SignalRepeated(_)
+        | Refusal::TooManySignals
+        | Refusal::TooManyChildren
+        | Refusal::TooDeep
+        | Refusal::NotStarted
+        | Refusal::Paused
+        | Refusal::NotPaused
+        | Refusal::OutOfPlace => HostRefusal::Cancelled,
     }
 }
 
@@ -704,12 +1003,9 @@ fn size_of_event(event: &Event) -> usize {
         Payload::Inline(json) => json.len_bytes(),
         Payload::Stored(_) => 0, // counted when it was staged
     };
-    OVERHEAD_BYTES
-        + match event {
-            Event::StepUpdate { payload: value, .. } | Event::StepCall { result: value, .. } => payload(value),
-            Event::StepCompleted { output, .. } | Event::RunCompleted { output } => payload(output),
-            Event::RunQueued { input, .. } => payload(input),
-            Event::StepLog { message, .. } => message.len(),
-            _ => 0,
-        }
+    let message = match event {
+        Event::StepLog { message, .. } => message.len(),
+        _ => 0,
+    };
+    OVERHEAD_BYTES + message + event.payload().map_or(0, payload)
 }

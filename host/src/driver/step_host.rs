@@ -1,20 +1,24 @@
 //! What a step asks for, passed on to the loop of its run.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use stepwell_core::event::LogLevel;
-use stepwell_core::{Digest, Graph, Json, Seq, StepId, TenantId};
+use stepwell_core::event::WaitingCall;
+use stepwell_core::{Digest, Graph, Json, RunId, Seq, StepId, TenantId};
 use stepwell_outbound::{Completion, HttpError, HttpRequest, HttpResponse, LlmRequest};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use super::outside::Outside;
 use super::registry::Inbox;
-use super::run_loop::Message;
-use crate::sandbox::{Authorization, CompletionError, HostRefusal, StepHost, StoredArtifact};
+use super::run_loop::{Message, NewChild};
+use super::{Shared, StartError};
+use crate::sandbox::{
+    Authorization, ChildError, ChildRequest, CompletionError, HostRefusal, StepHost, StoredArtifact, Wait, Waited,
+};
 
 /// The host's side of one attempt.
 pub(super) struct LoopHost {
@@ -26,6 +30,8 @@ pub(super) struct LoopHost {
     pub(super) step: StepId,
     pub(super) attempt: u32,
     pub(super) outside: Outside,
+    /// What it takes to look at a child before it is started. Weak: an attempt that is cut off must not keep the driver.
+    pub(super) shared: Weak<Shared>,
 }
 
 impl LoopHost {
@@ -41,6 +47,29 @@ impl LoopHost {
         }
         // The loop is gone. Either its run has ended, or the host is stopping and the attempt will be made again.
         Err(if self.stopping.is_cancelled() { HostRefusal::Unavailable } else { HostRefusal::Cancelled })
+    }
+
+    /// The child that a request asks for, if there can be one.
+    async fn child_of(&self, request: ChildRequest) -> Result<Result<NewChild, ChildError>, HostRefusal> {
+        let ChildRequest { workflow, version, input, detached } = request;
+        let shared = self.shared.upgrade().ok_or(HostRefusal::Unavailable)?;
+        let resolved = shared.resolve(&self.tenant, &workflow, version);
+        let checked = match &resolved {
+            Ok((version, graph)) => shared.check_input(&self.tenant, *version, graph, &input).await,
+            Err(_) => Ok(()),
+        };
+        Ok(match (resolved, checked) {
+            (Ok((version, _)), Ok(())) => Ok(NewChild { workflow, version, input, detached }),
+            (Err(StartError::UnknownWorkflow(_)), _) => Err(ChildError::UnknownWorkflow),
+            (Err(StartError::UnknownVersion(_)), _) => Err(ChildError::UnknownVersion),
+            (Ok(_), Err(error @ (StartError::InvalidInput(_) | StartError::CheckInput(_)))) => {
+                Err(ChildError::InvalidInput(error.to_string()))
+            }
+            (Err(error), _) | (Ok(_), Err(error)) => {
+                tracing::error!(tenant = %self.tenant, %error, "a child could not be looked at");
+                return Err(HostRefusal::Unavailable);
+            }
+        })
     }
 }
 
@@ -83,6 +112,40 @@ impl StepHost for LoopHost {
         topic: Option<String>,
     ) -> BoxFuture<'_, Result<Completion, CompletionError>> {
         async move { self.outside.complete(&self.tenant, self, &provider, &request, topic).await }.boxed()
+    }
+
+    fn has_signal(&self, name: &str) -> bool {
+        self.graph.signal(name).is_some()
+    }
+
+    fn wait(&self, call: &'static str, arguments: Digest, wait: Wait) -> BoxFuture<'_, Result<Waited, HostRefusal>> {
+        let (reply, answer) = oneshot::channel();
+        let (step, attempt) = (self.step.clone(), self.attempt);
+        let (signal, child, within_ms) = match wait {
+            Wait::Timer { ms } => (None, None, Some(ms)),
+            Wait::Signal { name, timeout_ms } => (Some(name), None, timeout_ms),
+            Wait::Child { run, timeout_ms } => (None, Some(run), timeout_ms),
+        };
+        let call = WaitingCall { call: call.to_owned(), arguments, signal, child };
+        self.ask(Message::Wait { step, attempt, call, within_ms, reply }, answer).boxed()
+    }
+
+    fn start_child(
+        &self,
+        call: &'static str,
+        arguments: Digest,
+        child: ChildRequest,
+    ) -> BoxFuture<'_, Result<Result<RunId, ChildError>, HostRefusal>> {
+        async move {
+            let child = match self.child_of(child).await? {
+                Ok(child) => child,
+                Err(refused) => return Ok(Err(refused)),
+            };
+            let (reply, answer) = oneshot::channel();
+            let (step, attempt) = (self.step.clone(), self.attempt);
+            self.ask(Message::StartChild { step, attempt, call, arguments, child, reply }, answer).await
+        }
+        .boxed()
     }
 
     fn store_artifact(

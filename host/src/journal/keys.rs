@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use stepwell_core::{Digest, RunId, RunKey, Seq, TenantId, WorkflowName};
+use stepwell_core::{Digest, RunId, RunKey, Seq, TenantId, Timestamp, WorkflowName};
 
 /// Ends a text inside a key. Smaller than every byte an id may contain.
 const END: u8 = 0;
@@ -49,6 +49,19 @@ pub(super) fn parse_run(bytes: &[u8]) -> Option<RunKey> {
     let tenant = std::str::from_utf8(tenant).ok()?.parse().ok()?;
     let run: [u8; 16] = rest.get(1..)?.try_into().ok()?;
     Some(RunKey { tenant, run: RunId::from_bytes(run) })
+}
+
+/// That a run is to be woken at a time.
+pub(super) fn wake(at: Timestamp, key: &RunKey) -> Vec<u8> {
+    let mut bytes = at.as_millis().to_be_bytes().to_vec();
+    bytes.extend_from_slice(&run(key));
+    bytes
+}
+
+/// The time and the run that a key of [`wake`] names.
+pub(super) fn parse_wake(bytes: &[u8]) -> Option<(Timestamp, RunKey)> {
+    let (at, run) = bytes.split_first_chunk::<8>()?;
+    Some((Timestamp::from_millis(u64::from_be_bytes(*at)), parse_run(run)?))
 }
 
 /// Stored content.

@@ -24,8 +24,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
+use stepwell_core::event::SuspendReason;
 use stepwell_core::json::ContentRef;
-use stepwell_core::{Digest, Event, Recorded, RunId, RunKey, RunStatus, Seq, TenantId, Timestamp, WorkflowName};
+use stepwell_core::{
+    Digest, Event, NodeId, Recorded, RunId, RunKey, RunStatus, Seq, StepId, TenantId, Timestamp, WorkflowName,
+};
 
 pub use self::redb::RedbJournal;
 pub use self::tails::{Tail, TailState};
@@ -34,7 +37,7 @@ pub use self::tails::{Tail, TailState};
 pub const IDEMPOTENCY_TTL_MS: u64 = 24 * 60 * 60 * 1000;
 
 /// Events that go to disk together, or not at all.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Batch {
     /// When they were decided.
     pub at: Timestamp,
@@ -42,8 +45,25 @@ pub struct Batch {
     pub events: Vec<Event>,
     /// Content that they refer to and that may not be stored yet.
     pub contents: Vec<Content>,
+    /// Content that they refer to and that another run of the tenant has stored. From here on it is this run's too; when
+    /// it is gone the batch is refused with [`JournalError::ContentGone`].
+    pub references: Vec<Digest>,
     /// What the run's summary says once they are on disk; `None` leaves it as it is.
     pub summary: Option<RunSummary>,
+    /// Whether the run is then among the [unfinished](Journal::unfinished). `None` leaves it as it is, but for the first
+    /// events of a run, which enter it, and a terminal event, which removes it.
+    pub listed: Option<bool>,
+    /// When the run is to be [woken](Journal::wakes).
+    pub wake: Option<WakeChange>,
+}
+
+/// A run is to be woken at another time than before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WakeChange {
+    /// When it was to be woken.
+    pub before: Option<Timestamp>,
+    /// When it is to be.
+    pub after: Option<Timestamp>,
 }
 
 /// Bytes that an event refers to by their hash.
@@ -83,6 +103,40 @@ pub struct RunSummary {
     pub ended_at: Option<Timestamp>,
     /// The number of the event that brought it where it stands.
     pub status_seq: Seq,
+    /// The run that started it as a child.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<RunId>,
+    /// The run that it repeats.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rerun_of: Option<RunId>,
+    /// What a suspended run waits for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waits_for: Option<SuspendReason>,
+    /// Until when a suspended run waits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waits_until: Option<Timestamp>,
+    /// Nobody drives the run and it is not among the unfinished: it is taken up when it is to be woken, or when somebody
+    /// has something to tell it.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub parked: bool,
+    /// Why it has failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<FailureSummary>,
+}
+
+/// Why a run has failed, in short.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailureSummary {
+    /// The step that failed; `None` when no single one did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step: Option<StepId>,
+    /// The failure's code.
+    pub code: String,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde wants it so")]
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// A client's promise that two requests are the same one.
@@ -112,6 +166,33 @@ pub struct RunFilter {
     pub status: Option<RunStatus>,
     /// Only runs older than this one.
     pub before: Option<RunId>,
+    /// Only runs of this version.
+    pub version: Option<Digest>,
+    /// Only children of this run.
+    pub parent: Option<RunId>,
+    /// Only runs that repeat this one.
+    pub rerun_of: Option<RunId>,
+    /// Only runs that failed with this code.
+    pub failure_code: Option<String>,
+    /// Only runs in which a step of this node failed last.
+    pub failed_node: Option<NodeId>,
+}
+
+impl RunFilter {
+    /// Whether a run is among them, but for `before`, which is a matter of its id.
+    #[must_use]
+    pub fn matches(&self, summary: &RunSummary) -> bool {
+        let failure = summary.failure.as_ref();
+        self.workflow.as_ref().is_none_or(|workflow| *workflow == summary.workflow)
+            && self.status.is_none_or(|status| status == summary.status)
+            && self.version.is_none_or(|version| version == summary.version)
+            && self.parent.is_none_or(|parent| summary.parent == Some(parent))
+            && self.rerun_of.is_none_or(|run| summary.rerun_of == Some(run))
+            && self.failure_code.as_ref().is_none_or(|code| failure.is_some_and(|failure| failure.code == *code))
+            && self.failed_node.as_ref().is_none_or(|node| {
+                failure.and_then(|failure| failure.step.as_ref()).is_some_and(|step| step.node == *node)
+            })
+    }
 }
 
 /// A page of runs, newest first.
@@ -140,6 +221,9 @@ pub enum JournalError {
     /// The idempotency key was used for another request.
     #[error("the idempotency key was used for another request")]
     IdempotencyMismatch,
+    /// Content of another run that a batch refers to was deleted with that run.
+    #[error("content {0} is gone: the run that stored it was deleted")]
+    ContentGone(Digest),
     /// Stored bytes do not read as what they should be.
     #[error("{what} is damaged: {reason}")]
     Damaged {
@@ -208,6 +292,17 @@ pub trait Journal: Send + Sync + 'static {
     /// Runs that have not ended, at most `limit`, after `after` in the order of keys.
     fn unfinished(&self, after: Option<&RunKey>, limit: usize) -> Result<Vec<RunKey>, JournalError>;
 
+    /// Removes a run from the [unfinished](Self::unfinished): it has ended, and whoever was to be told has been.
+    fn settle(&self, key: &RunKey) -> BoxFuture<'_, Result<(), JournalError>>;
+
+    /// Runs that are to be woken up to `until`, at most `limit`, after `after` in the order of time and keys.
+    fn wakes(
+        &self,
+        after: Option<&(Timestamp, RunKey)>,
+        until: Timestamp,
+        limit: usize,
+    ) -> Result<Vec<(Timestamp, RunKey)>, JournalError>;
+
     /// Content that some event of the tenant refers to.
     fn content(&self, tenant: &TenantId, sha256: &Digest) -> Result<Option<Bytes>, JournalError>;
 }
@@ -220,7 +315,7 @@ impl RunSummary {
         let mut summary = before.cloned();
         let mut changed = false;
         for (seq, event) in (first_seq..).zip(events) {
-            if let Event::RunQueued { workflow, version, .. } = event {
+            if let Event::RunQueued { workflow, version, parent, rerun_of, .. } = event {
                 summary = Some(Self {
                     workflow: workflow.clone(),
                     version: *version,
@@ -229,14 +324,28 @@ impl RunSummary {
                     started_at: None,
                     ended_at: None,
                     status_seq: seq,
+                    parent: parent.as_ref().map(|parent| parent.run),
+                    rerun_of: rerun_of.as_ref().map(|rerun| rerun.run),
+                    waits_for: None,
+                    waits_until: None,
+                    parked: false,
+                    failure: None,
                 });
             }
             if let (Some(status), Some(summary)) = (RunStatus::after(event), summary.as_mut()) {
                 changed = true;
                 summary.status = status;
                 summary.status_seq = seq;
-                if matches!(event, Event::RunStarted {}) {
-                    summary.started_at = Some(at);
+                (summary.waits_for, summary.waits_until, summary.parked) = (None, None, false);
+                match event {
+                    Event::RunStarted { .. } => summary.started_at = Some(at),
+                    Event::RunSuspended { reason, until } => {
+                        (summary.waits_for, summary.waits_until) = (Some(*reason), *until);
+                    }
+                    Event::RunFailed { step, failure } => {
+                        summary.failure = Some(FailureSummary { step: step.clone(), code: failure.code.clone() });
+                    }
+                    _ => {}
                 }
                 if status.is_terminal() {
                     summary.ended_at = Some(at);

@@ -50,7 +50,7 @@ mod tests {
     use super::*;
 
     fn batch(events: Vec<Event>) -> Batch {
-        Batch { at: Timestamp::from_millis(1_700_000_000_000), events, contents: vec![], summary: None }
+        Batch { at: Timestamp::from_millis(1_700_000_000_000), events, ..Batch::default() }
     }
 
     /// The stored format is a promise: when this changes, records already written must still read.
@@ -75,9 +75,10 @@ mod tests {
                 failure: Failure::platform(FailureKind::Permanent, "trap", "it trapped"),
                 will_retry: false,
                 next_attempt_at: None,
+                pauses: false,
                 fuel_used: 9,
             },
-            Event::RunStarted {},
+            Event::RunStarted { deadline: None },
         ];
         let bytes = encode(&batch(events.clone())).unwrap();
         expect![[r#"
@@ -90,7 +91,7 @@ mod tests {
 
     #[test]
     fn damage_is_told_and_not_guessed_at() {
-        let good = encode(&batch(vec![Event::RunStarted {}, Event::RunResumed {}])).unwrap();
+        let good = encode(&batch(vec![Event::RunStarted { deadline: None }, Event::RunResumed {}])).unwrap();
         assert!(decode(&[], 1).is_err());
         assert!(decode(&good, 1).is_err(), "two events cannot end at event 1");
         assert!(decode(&[&[2], &good[1..]].concat(), 2).is_err());

@@ -11,11 +11,11 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use sha2::{Digest as _, Sha256};
-use stepwell_core::{Digest, Recorded, RunId, RunKey, Seq, TenantId};
+use stepwell_core::{Digest, Recorded, RunId, RunKey, Seq, TenantId, Timestamp};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::tails::{Tail, TailState, Tails};
-use super::writer::{self, Append, CONTENTS, Idempotency, RECORDS, RUNS, Request, UNFINISHED, Writer};
+use super::writer::{self, Append, CONTENTS, Idempotency, RECORDS, RUNS, Request, UNFINISHED, WAKES, Writer};
 use super::{Batch, Created, IdempotencyKey, Journal, JournalError, RunFilter, RunPage, RunSummary, keys, record};
 
 /// Pages of the file that are kept in memory. What is not in here is most likely in the system's own cache.
@@ -263,9 +263,7 @@ impl Journal for RedbJournal {
             let Some(RunKey { run, .. }) = keys::parse_run(key.value()) else { continue };
             last = Some(run);
             let summary: RunSummary = parse(value.value(), || format!("the summary of {tenant}/{run}"))?;
-            let matches = filter.workflow.as_ref().is_none_or(|workflow| *workflow == summary.workflow)
-                && filter.status.is_none_or(|status| status == summary.status);
-            if matches {
+            if filter.matches(&summary) {
                 page.runs.push((run, summary));
             }
         }
@@ -296,6 +294,45 @@ impl Journal for RedbJournal {
         Ok(keys)
     }
 
+    fn settle(&self, key: &RunKey) -> BoxFuture<'_, Result<(), JournalError>> {
+        let run = keys::run(key);
+        self.write(move |transaction| {
+            let mut unfinished = transaction.open_table(UNFINISHED).map_err(storage("open the unfinished runs"))?;
+            unfinished.remove(run.as_slice()).map_err(storage("remove an unfinished run"))?;
+            Ok(())
+        })
+        .boxed()
+    }
+
+    fn wakes(
+        &self,
+        after: Option<&(Timestamp, RunKey)>,
+        until: Timestamp,
+        limit: usize,
+    ) -> Result<Vec<(Timestamp, RunKey)>, JournalError> {
+        let wakes = self.reader()?.open_table(WAKES).map_err(storage("open the runs to be woken"))?;
+        let mut start = after.map(|(at, key)| keys::wake(*at, key)).unwrap_or_default();
+        if after.is_some() {
+            start.push(0); // the next key there can be
+        }
+        let end = until.plus_millis(1).as_millis().to_be_bytes();
+        if start.as_slice() >= end.as_slice() {
+            return Ok(Vec::new());
+        }
+        let range = wakes.range(start.as_slice()..end.as_slice()).map_err(storage("list runs to be woken"))?;
+        let mut due = Vec::new();
+        for entry in range.take(limit) {
+            let (key, _) = entry.map_err(storage("list runs to be woken"))?;
+            match keys::parse_wake(key.value()) {
+                Some(wake) => due.push(wake),
+                None => {
+                    tracing::error!(entry = hex::encode(key.value()), "an entry of the runs to be woken names no run")
+                }
+            }
+        }
+        Ok(due)
+    }
+
     fn content(&self, tenant: &TenantId, sha256: &Digest) -> Result<Option<Bytes>, JournalError> {
         let contents = self.reader()?.open_table(CONTENTS).map_err(storage("open the contents"))?;
         let found = contents.get(keys::content(tenant, sha256).as_slice()).map_err(storage("read content"))?;
@@ -314,7 +351,8 @@ fn encode(
     let workflow = batch.summary.as_ref().map(|summary| summary.workflow.clone());
     let summary = batch.summary.as_ref().map(|summary| to_json(summary, "a run's summary")).transpose()?;
     let events = batch.events.len() as u64;
-    Ok((Append { key, last_seq, events, record, contents: batch.contents, summary, ended }, workflow))
+    let Batch { contents, references, listed, wake, .. } = batch;
+    Ok((Append { key, last_seq, events, record, contents, references, summary, ended, listed, wake }, workflow))
 }
 
 /// A stored value as JSON.

@@ -10,12 +10,12 @@ use std::sync::Arc;
 
 use ::redb::{Database, ReadableTable, TableDefinition, WriteTransaction};
 use bytes::Bytes;
-use stepwell_core::{RunId, RunKey, Seq, Timestamp};
+use stepwell_core::{Digest, RunId, RunKey, Seq, Timestamp};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::redb::storage;
 use super::tails::{TailState, Tails};
-use super::{Content, Created, IDEMPOTENCY_TTL_MS, IdempotencyKey, JournalError, error_chain, keys};
+use super::{Content, Created, IDEMPOTENCY_TTL_MS, IdempotencyKey, JournalError, WakeChange, error_chain, keys};
 
 /// Writes waiting for the writer before senders wait for room. More than any sensible number of runs moving at once,
 /// so
@@ -33,6 +33,8 @@ pub(super) const RECORDS: Bytes2Bytes = TableDefinition::new("records");
 pub(super) const RUNS: Bytes2Bytes = TableDefinition::new("runs");
 /// (tenant, run) of each run that has not ended.
 pub(super) const UNFINISHED: Bytes2Bytes = TableDefinition::new("unfinished");
+/// (time, tenant, run) of each run that waits and that nobody drives.
+pub(super) const WAKES: Bytes2Bytes = TableDefinition::new("wakes");
 /// (tenant, workflow, SHA-256 of the key) → time, run, fingerprint.
 pub(super) const IDEMPOTENCY: Bytes2Bytes = TableDefinition::new("idempotency");
 /// (time, idempotency key) of each entry of the former, oldest first.
@@ -46,7 +48,7 @@ pub(super) const RUN_CONTENTS: Bytes2Bytes = TableDefinition::new("run_contents"
 
 /// All of them.
 pub(super) const TABLES: &[Bytes2Bytes] =
-    &[RECORDS, RUNS, UNFINISHED, IDEMPOTENCY, IDEMPOTENCY_BY_TIME, CONTENTS, CONTENT_RUNS, RUN_CONTENTS];
+    &[RECORDS, RUNS, UNFINISHED, WAKES, IDEMPOTENCY, IDEMPOTENCY_BY_TIME, CONTENTS, CONTENT_RUNS, RUN_CONTENTS];
 
 /// An append, encoded by whoever asks for it, so that the writer only writes.
 pub(super) struct Append {
@@ -55,8 +57,12 @@ pub(super) struct Append {
     pub(super) events: u64,
     pub(super) record: Vec<u8>,
     pub(super) contents: Vec<Content>,
+    pub(super) references: Vec<Digest>,
     pub(super) summary: Option<Vec<u8>>,
     pub(super) ended: bool,
+    /// Whether the run is among the unfinished afterwards; `None` leaves that to whether it begins or ends here.
+    pub(super) listed: Option<bool>,
+    pub(super) wake: Option<WakeChange>,
 }
 
 /// Something else to write, which then says what to do once it is, or is not, on disk. An error means that the
@@ -178,8 +184,17 @@ impl Writer {
             None => tables.head(&append.key)?,
         };
         let expected = append.last_seq;
-        let fenced = || JournalError::Fenced { run: append.key.clone(), expected, found };
-        Ok(if found == expected { Ok(found) } else { Err(fenced()) })
+        if found != expected {
+            return Ok(Err(JournalError::Fenced { run: append.key.clone(), expected, found }));
+        }
+        // Looked at before anything is written, like the order: what is refused leaves no trace.
+        for sha256 in &append.references {
+            let own = |content: &Content| content.sha256 == *sha256;
+            if !append.contents.iter().any(own) && !tables.has_content(&append.key, sha256)? {
+                return Ok(Err(JournalError::ContentGone(*sha256)));
+            }
+        }
+        Ok(Ok(found))
     }
 
     /// Writes what the fence lets through.
@@ -268,6 +283,7 @@ struct RunTables<'t> {
     records: Table<'t>,
     runs: Table<'t>,
     unfinished: Table<'t>,
+    wakes: Table<'t>,
 }
 
 impl<'t> RunTables<'t> {
@@ -280,12 +296,19 @@ impl<'t> RunTables<'t> {
                 records: transaction.open_table(RECORDS).map_err(storage("open the records"))?,
                 runs: transaction.open_table(RUNS).map_err(storage("open the runs"))?,
                 unfinished: transaction.open_table(UNFINISHED).map_err(storage("open the unfinished runs"))?,
+                wakes: transaction.open_table(WAKES).map_err(storage("open the runs to be woken"))?,
             })),
         }
     }
 
     fn head(&self, key: &RunKey) -> Result<Seq, JournalError> {
         head(&self.records, key)
+    }
+
+    fn has_content(&self, key: &RunKey, sha256: &Digest) -> Result<bool, JournalError> {
+        let contents = self.transaction.open_table(CONTENTS).map_err(storage("open the contents"))?;
+        let content = keys::content(&key.tenant, sha256);
+        Ok(contents.get(content.as_slice()).map_err(storage("look for content"))?.is_some())
     }
 
     fn write(&mut self, append: &Append, first: bool, last_seq: Seq) -> Result<(), JournalError> {
@@ -297,19 +320,44 @@ impl<'t> RunTables<'t> {
         if let Some(summary) = &append.summary {
             self.runs.insert(run.as_slice(), summary.as_slice()).map_err(storage("write a run"))?;
         }
-        if first && !append.ended {
-            self.unfinished.insert(run.as_slice(), [].as_slice()).map_err(storage("write an unfinished run"))?;
-        } else if append.ended {
-            self.unfinished.remove(run.as_slice()).map_err(storage("remove an unfinished run"))?;
+        let listed = append.listed.or((first || append.ended).then_some(!append.ended));
+        match listed {
+            Some(true) => {
+                self.unfinished.insert(run.as_slice(), [].as_slice()).map_err(storage("write an unfinished run"))?;
+            }
+            Some(false) => {
+                self.unfinished.remove(run.as_slice()).map_err(storage("remove an unfinished run"))?;
+            }
+            None => {}
+        }
+        if let Some(WakeChange { before, after }) = append.wake {
+            if let Some(before) = before {
+                let wake = keys::wake(before, key);
+                self.wakes.remove(wake.as_slice()).map_err(storage("remove a run to be woken"))?;
+            }
+            if let Some(after) = after {
+                let wake = keys::wake(after, key);
+                self.wakes.insert(wake.as_slice(), [].as_slice()).map_err(storage("write a run to be woken"))?;
+            }
         }
         for content in &append.contents {
-            let mut table = self.transaction.open_table(RUN_CONTENTS).map_err(storage("open the references"))?;
-            table
-                .insert(keys::run_content(key, &content.sha256).as_slice(), [].as_slice())
-                .map_err(storage("write a reference"))?;
+            self.refer(key, &content.sha256)?;
             let by = keys::content_run(key, &content.sha256);
             put_content(self.transaction, &keys::content(&key.tenant, &content.sha256), &by, &content.bytes)?;
         }
+        for sha256 in &append.references {
+            self.refer(key, sha256)?;
+            let mut referrers = self.transaction.open_table(CONTENT_RUNS).map_err(storage("open the references"))?;
+            let by = keys::content_run(key, sha256);
+            referrers.insert(by.as_slice(), [].as_slice()).map_err(storage("write a reference"))?;
+        }
+        Ok(())
+    }
+
+    /// Notes that a run refers to content, for when the run is deleted.
+    fn refer(&self, key: &RunKey, sha256: &Digest) -> Result<(), JournalError> {
+        let mut table = self.transaction.open_table(RUN_CONTENTS).map_err(storage("open the references"))?;
+        table.insert(keys::run_content(key, sha256).as_slice(), [].as_slice()).map_err(storage("write a reference"))?;
         Ok(())
     }
 }

@@ -109,7 +109,7 @@ async fn publish_update(
     Ok(store.data().host.publish(topic, payload, false).await.map_err(|refusal| match refusal {
         HostRefusal::UnknownTopic => PublishError::UnknownTopic,
         HostRefusal::Cancelled => PublishError::StepCancelled,
-        HostRefusal::Unavailable => PublishError::Unavailable,
+        HostRefusal::Unavailable | HostRefusal::NotAChild => PublishError::Unavailable,
     }))
 }
 
@@ -250,7 +250,9 @@ async fn create_artifact(
             Ok(Artifact { id: stored.id, position: stored.seq, size_bytes, sha256: stored.sha256.to_string() })
         }
         Err(HostRefusal::Cancelled) => Err(ArtifactError::StepCancelled),
-        Err(HostRefusal::Unavailable | HostRefusal::UnknownTopic) => Err(ArtifactError::Unavailable),
+        Err(HostRefusal::Unavailable | HostRefusal::UnknownTopic | HostRefusal::NotAChild) => {
+            Err(ArtifactError::Unavailable)
+        }
     })
 }
 

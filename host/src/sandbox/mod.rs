@@ -24,6 +24,7 @@ pub mod limits;
 mod random;
 mod replay;
 mod upload;
+mod wait;
 
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
@@ -45,6 +46,7 @@ pub use self::graph::CompiledGraph;
 pub use self::replay::Recorded;
 pub(crate) use self::replay::sha256;
 pub use self::upload::{Inspection, UploadError};
+pub use self::wait::{ChildError, ChildRequest, Wait, WaitRecord, Waited};
 use crate::permits::Permits;
 
 /// What the sandbox needs to know of its surroundings.
@@ -137,6 +139,8 @@ pub struct InputProblem {
 pub enum HostRefusal {
     /// The graph names no such topic.
     UnknownTopic,
+    /// The run is no child of this one.
+    NotAChild,
     /// The attempt does not count any more.
     Cancelled,
     /// The host cannot record anything at present.
@@ -204,6 +208,18 @@ pub trait StepHost: Send + Sync + 'static {
         request: LlmRequest,
         topic: Option<String>,
     ) -> BoxFuture<'_, Result<Completion, CompletionError>>;
+    /// Whether the workflow has a signal.
+    fn has_signal(&self, name: &str) -> bool;
+    /// Waits. Either what it waits for has come already, which is then on record as the answer of this call, or the
+    /// attempt is to end here and is taken up again later, with the answer on record.
+    fn wait(&self, call: &'static str, arguments: Digest, wait: Wait) -> BoxFuture<'_, Result<Waited, HostRefusal>>;
+    /// Starts a child, and records the call with `{"started": RUN_ID}` as its answer.
+    fn start_child(
+        &self,
+        call: &'static str,
+        arguments: Digest,
+        child: ChildRequest,
+    ) -> BoxFuture<'_, Result<Result<RunId, ChildError>, HostRefusal>>;
     /// Stores a file.
     fn store_artifact(
         &self,

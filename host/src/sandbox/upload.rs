@@ -7,7 +7,7 @@ use sha2::{Digest as _, Sha256};
 use stepwell_core::event::LogLevel;
 use stepwell_core::graph::{DelegateSpec, EdgeSpec, ItemFailure, Limits, NodeSpec, Problem, ScopeKind};
 use stepwell_core::retry::RetryPolicy;
-use stepwell_core::{Digest, Graph, GraphSpec, Json, Seq, TenantId};
+use stepwell_core::{Digest, Graph, GraphSpec, Json, RunId, Seq, TenantId};
 use stepwell_outbound::{Completion, HttpError, HttpRequest, HttpResponse, LlmRequest};
 use wasmtime::component::Component;
 use wasmtime::component::types::ComponentItem;
@@ -18,7 +18,10 @@ use super::end::failure_of_error;
 use super::generated::stepwell::workflow::graph as guest;
 use super::imports::{EXPORT, INTERFACES, TYPE_INTERFACES};
 use super::limits::{COMPONENT_BYTES_MAX, DESCRIBE_LIMITS};
-use super::{Authorization, CompletionError, HostRefusal, Sandbox, StepHost, StoredArtifact, attempt};
+use super::{
+    Authorization, ChildError, ChildRequest, CompletionError, HostRefusal, Sandbox, StepHost, StoredArtifact, Wait,
+    Waited, attempt,
+};
 
 /// What a component is and asks for.
 #[derive(Debug, Clone)]
@@ -239,6 +242,23 @@ impl StepHost for Denied {
         _: Option<String>,
     ) -> BoxFuture<'_, Result<Completion, CompletionError>> {
         async { Err(CompletionError::UnknownProvider) }.boxed()
+    }
+
+    fn has_signal(&self, _: &str) -> bool {
+        false
+    }
+
+    fn wait(&self, _: &'static str, _: Digest, _: Wait) -> BoxFuture<'_, Result<Waited, HostRefusal>> {
+        async { Err(HostRefusal::Cancelled) }.boxed()
+    }
+
+    fn start_child(
+        &self,
+        _: &'static str,
+        _: Digest,
+        _: ChildRequest,
+    ) -> BoxFuture<'_, Result<Result<RunId, ChildError>, HostRefusal>> {
+        async { Err(HostRefusal::Cancelled) }.boxed()
     }
 
     fn store_artifact(&self, _: String, _: String, _: Bytes) -> BoxFuture<'_, Result<StoredArtifact, HostRefusal>> {

@@ -386,7 +386,7 @@ fn events_that_cannot_follow_are_refused_and_change_nothing() {
         fuel_used: 0,
     };
     let refused = [
-        (&play, Event::RunStarted {}),
+        (&play, Event::RunStarted { deadline: None }),
         (&play, Event::RunResumed {}),
         (&play, Event::RunSuspended { reason: crate::event::SuspendReason::Retry, until: None }),
         (&play, Event::RunCompleted { output: payload("1") }),
@@ -395,7 +395,7 @@ fn events_that_cannot_follow_are_refused_and_change_nothing() {
         (&play, Event::StepSkipped { step: step("b") }),
         (&play, completed("a", 2)),
         (&play, completed("b", 1)),
-        (&play, Event::StepResumed { step: step("b") }),
+        (&play, Event::StepResumed { step: step("b"), woke: None }),
         (&play, Event::StepRolledBack { step: step("a"), attempt: 1, first_seq: 1, last_seq: 1 }),
         (&play, Event::RunFailed { step: Some(step("a")), failure: failure(FailureKind::Permanent, "x") }),
         (&after_a, completed("a", 1)),

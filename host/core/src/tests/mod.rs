@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use crate::decide::{Next, Success};
 use crate::effect::Effect;
-use crate::event::{Event, Recorded};
+use crate::event::{ChildEnd, Event, Recorded, Woke};
 use crate::failure::{Failure, FailureKind, FailureSource};
 use crate::graph::tests::spec;
 use crate::graph::{Graph, GraphSpec};
@@ -68,6 +68,9 @@ impl Play {
             workflow: "w".parse().unwrap(),
             version: Digest::from_bytes([0; 32]),
             input: payload("1"),
+            parent: None,
+            rerun_of: None,
+            taken_over: vec![],
         });
         play
     }
@@ -176,7 +179,10 @@ impl Play {
 
 fn line(Recorded { seq, event, .. }: &Recorded) -> String {
     let what = match event {
-        Event::RunQueued { .. } | Event::RunStarted {} | Event::RunResumed {} => String::new(),
+        Event::RunQueued { .. } | Event::RunResumed {} => String::new(),
+        Event::RunStarted { deadline } => deadline.map(|at| format!("until {}", at.as_millis())).unwrap_or_default(),
+        Event::RunPaused { reason } => reason.clone().unwrap_or_default(),
+        Event::SignalReceived { name, .. } => name.clone(),
         Event::RunSuspended { reason, until } => format!("{reason:?} until {}", until.map_or(0, Timestamp::as_millis)),
         Event::RunCompleted { output: Payload::Inline(json) } => json.as_str().to_owned(),
         Event::RunCompleted { .. } => "stored".to_owned(),
@@ -189,16 +195,26 @@ fn line(Recorded { seq, event, .. }: &Recorded) -> String {
         | Event::StepLog { step, attempt, .. }
         | Event::StepCall { step, attempt, .. }
         | Event::StepArtifact { step, attempt, .. } => format!("{step} {attempt}"),
-        Event::StepSuspended { step, reason, until } => {
+        Event::StepSuspended { step, reason, until, .. } => {
             format!("{step} {reason:?} until {}", until.map_or(0, Timestamp::as_millis))
         }
-        Event::StepResumed { step } | Event::StepSkipped { step } | Event::StepCancelled { step } => step.to_string(),
+        Event::StepResumed { step, woke } => match woke.as_deref() {
+            None => step.to_string(),
+            Some(Woke::Signal { seq, .. }) => format!("{step} by signal {seq}"),
+            Some(Woke::Child(ChildEnd::Completed { .. })) => format!("{step} by a child that completed"),
+            Some(Woke::Child(ChildEnd::Failed { code, .. })) => format!("{step} by a child that failed, {code}"),
+            Some(woke) => format!("{step} by {woke:?}"),
+        },
+        Event::StepSkipped { step } | Event::StepCancelled { step } => step.to_string(),
+        Event::StepTakenOver { step, labels, .. } => format!("{step} {}", labels.join(",")),
         Event::StepCompleted { step, attempt, labels, fan_out, again, .. } => {
             let fan_out = fan_out.map(|count| format!("{count} items")).unwrap_or_default();
             format!("{step} {attempt} {}{fan_out}{}", labels.join(","), if *again { "again" } else { "" })
         }
-        Event::StepFailed { step, attempt, failure, will_retry, .. } => {
-            format!("{step} {attempt} {}{}", failure.code, if *will_retry { ", will retry" } else { "" })
+        Event::StepFailed { step, attempt, failure, will_retry, pauses, .. } => {
+            let then = [(*will_retry, ", will retry"), (*pauses, ", pauses")];
+            let then = then.into_iter().find(|(holds, _)| *holds).map_or("", |(_, then)| then);
+            format!("{step} {attempt} {}{then}", failure.code)
         }
         Event::StepRolledBack { step, attempt, first_seq, last_seq } => {
             format!("{step} {attempt} from {first_seq} to {last_seq}")

@@ -1,0 +1,116 @@
+//! What a run owes to its children and to its parent.
+//!
+//! Owns: starting and cancelling children, seeing how one has ended, telling a parent.
+//! Does not: decide any of it; the core says what is owed, and a run's loop begins each once.
+//! Keeps: everything here can be done twice. A child that exists is not made again, one that has ended is not cancelled,
+//! and a parent that does not wait any more takes no notice. So a crash in the middle of it costs a repetition.
+
+use std::sync::Arc;
+
+use stepwell_core::event::{ChildEnd, ChildRef, ParentRef};
+use stepwell_core::{Event, RunId, RunKey, RunStatus, TenantId};
+use tokio::sync::oneshot;
+
+use super::run_loop::{Message, NewRun, read_payload};
+use super::{ControlError, Shared};
+use crate::journal::{Journal, JournalError, error_chain};
+
+/// Something that was done for the family.
+pub(super) enum Errand {
+    /// A child is there, or could not be made.
+    ChildStarted { run: RunId, started: bool },
+    /// A child was told to stop, or the parent of the end; or could not be.
+    Told { told: bool },
+    /// The list of unfinished runs was written.
+    Settled(Result<(), JournalError>),
+}
+
+/// Stored bytes that hold a run's last event: its last record may be long.
+const LAST_READ_BYTES: usize = 1;
+
+/// How a run has ended; `None` while it has not. One that is gone counts as cancelled: nobody can tell any more.
+pub(super) fn end_of(shared: &Shared, tenant: &TenantId, run: RunId) -> Result<Option<ChildEnd>, JournalError> {
+    let key = RunKey { tenant: tenant.clone(), run };
+    let Some(summary) = shared.journal.summary(&key)? else { return Ok(Some(ChildEnd::Cancelled)) };
+    if !summary.status.is_terminal() {
+        return Ok(None);
+    }
+    let last = shared.journal.read(&key, summary.status_seq.saturating_sub(1), LAST_READ_BYTES)?.pop();
+    Ok(Some(match last.map(|last| last.event) {
+        Some(Event::RunCompleted { output }) => ChildEnd::Completed { output },
+        Some(Event::RunFailed { failure, .. }) => ChildEnd::Failed { code: failure.code, message: failure.message },
+        _ => ChildEnd::Cancelled,
+    }))
+}
+
+/// Makes the run of a child, unless it is there.
+pub(super) async fn start_child(shared: Arc<Shared>, tenant: TenantId, child: ChildRef, parent: ParentRef) -> Errand {
+    let ChildRef { run, workflow, version, input, .. } = child;
+    let key = RunKey { tenant, run };
+    let failed = |why: String| {
+        tracing::error!(run = %key, why, "a child could not be started");
+        Errand::ChildStarted { run, started: false }
+    };
+    match shared.journal.summary(&key) {
+        Ok(Some(summary)) => {
+            // It was made before a crash. The recovery may have passed it by while this was looking for it.
+            if !summary.status.is_terminal() && !summary.parked {
+                drop(shared.inbox_of(&key));
+            }
+            return Errand::ChildStarted { run, started: true };
+        }
+        Ok(None) => {}
+        Err(error) => return failed(error_chain(&error)),
+    }
+    let graph = match shared.graph(&key.tenant, &workflow, version) {
+        Ok(graph) => graph,
+        Err(error) => return failed(error.to_string()),
+    };
+    let input = match read_payload(&*shared.journal, &key, input) {
+        Ok(input) => input,
+        Err(why) => return failed(why),
+    };
+    let new = NewRun {
+        graph,
+        workflow,
+        version,
+        input,
+        idempotency: None,
+        parent: Some(parent),
+        rerun_of: None,
+        taken_over: Vec::new(),
+    };
+    match shared.create(&key, new).await {
+        Ok(_) => Errand::ChildStarted { run, started: true },
+        Err(error) => failed(error.to_string()),
+    }
+}
+
+/// Cancels a child. One that has ended, or never came to be, is left alone.
+pub(super) async fn cancel_child(shared: Arc<Shared>, child: RunKey) -> Errand {
+    let reason = Some("the run that started it has ended".to_owned());
+    let told = match shared.cancel(&child, reason).await {
+        Ok(()) | Err(ControlError::Refused(_) | ControlError::UnknownRun) => true,
+        Err(ControlError::Unavailable | ControlError::Journal(_)) => false,
+    };
+    Errand::Told { told }
+}
+
+/// Tells a parent how a child has ended. One that has ended itself has no use for it.
+pub(super) async fn tell_parent(shared: Arc<Shared>, parent: RunKey, child: RunId, end: ChildEnd) -> Errand {
+    // A loop that is just leaving may let go of a message; the next one will not.
+    for _ in 0..3 {
+        let status = shared.journal.summary(&parent).map(|summary| summary.map(|summary| summary.status));
+        match status {
+            Ok(Some(status)) if !RunStatus::is_terminal(status) => {}
+            Ok(_) => return Errand::Told { told: true },
+            Err(_) => break,
+        }
+        let Some(inbox) = shared.inbox_of(&parent) else { break };
+        let (reply, answer) = oneshot::channel();
+        if inbox.send(Message::ChildEnded { run: child, end: end.clone(), reply }).is_ok() && answer.await.is_ok() {
+            return Errand::Told { told: true };
+        }
+    }
+    Errand::Told { told: false }
+}

@@ -1,0 +1,104 @@
+//! Runs that repeat others.
+//!
+//! Owns: gathering what of a run counts in the next, and starting that.
+//! Does not: change the run that is repeated, or decide what counts; the core does.
+//! Keeps: a rerun is a run like any other, with a name for where it comes from.
+
+use std::sync::Arc;
+
+use stepwell_core::event::RerunRef;
+use stepwell_core::rerun::{CannotRerun, Results};
+use stepwell_core::{Digest, Event, Json, RunKey, Seq, StepId};
+
+use super::run_loop::{NewRun, read_payload};
+use super::{Driver, StartError, Started};
+use crate::clock;
+use crate::journal::{IdempotencyKey, Journal, JournalError};
+
+/// Stored bytes read at once.
+const READ_BYTES: usize = 1 << 20;
+
+/// How a run is to be repeated.
+#[derive(Debug, Clone, Default)]
+pub struct Rerun {
+    /// From this step; from the start when it is left out.
+    pub from_step: Option<StepId>,
+    /// Another input than the run had.
+    pub input: Option<Json>,
+    /// Another version than the run had.
+    pub version: Option<Digest>,
+    /// Two requests with the same key are one.
+    pub idempotency: Option<IdempotencyKey>,
+}
+
+/// Why a run was not repeated.
+#[derive(Debug, thiserror::Error)]
+pub enum RerunError {
+    /// The tenant has no such run.
+    #[error("there is no such run")]
+    UnknownRun,
+    /// It cannot be repeated from that step.
+    #[error(transparent)]
+    Step(#[from] CannotRerun),
+    /// The new run was not started.
+    #[error(transparent)]
+    Start(#[from] StartError),
+}
+
+impl From<JournalError> for RerunError {
+    fn from(error: JournalError) -> Self {
+        Self::Start(error.into())
+    }
+}
+
+impl Driver {
+    /// Starts a run that repeats another, which may be under way still.
+    pub async fn rerun(&self, key: &RunKey, rerun: Rerun) -> Result<Started, RerunError> {
+        let shared = &self.shared;
+        let summary = shared.journal.summary(key)?.ok_or(RerunError::UnknownRun)?;
+        let Rerun { from_step, input, version, idempotency } = rerun;
+        let (version, graph) =
+            shared.resolve(&key.tenant, &summary.workflow, Some(version.unwrap_or(summary.version)))?;
+        let (journal, of) = (Arc::clone(&shared.journal), key.clone());
+        // A long run takes a while to read.
+        let read = move || {
+            let mut results = Results::default();
+            let mut queued_with = None;
+            let mut after: Seq = 0;
+            loop {
+                let page = journal.read(&of, after, READ_BYTES)?;
+                let Some(last) = page.last() else { break };
+                after = last.seq;
+                for recorded in &page {
+                    if let Event::RunQueued { input, .. } = &recorded.event {
+                        let read = read_payload(&*journal, &of, input.clone());
+                        let damaged = |reason| JournalError::Damaged { what: format!("the input of {of}"), reason };
+                        queued_with = Some(read.map_err(damaged)?);
+                    }
+                    results.see(recorded);
+                }
+            }
+            Ok::<_, JournalError>((results, queued_with))
+        };
+        let (results, before) =
+            tokio::task::spawn_blocking(read).await.map_err(|_| RerunError::Start(StartError::Stopping))??;
+        let taken_over = match &from_step {
+            Some(step) => results.taken_over(&graph, step)?,
+            None => Vec::new(),
+        };
+        let input = input.or(before).unwrap_or_else(Json::null);
+        shared.check_input(&key.tenant, version, &graph, &input).await?;
+        let new = NewRun {
+            graph,
+            workflow: summary.workflow,
+            version,
+            input,
+            idempotency,
+            parent: None,
+            rerun_of: Some(RerunRef { run: key.run, from_step }),
+            taken_over,
+        };
+        let key = RunKey { tenant: key.tenant.clone(), run: clock::run_id() };
+        Ok(shared.create(&key, new).await?)
+    }
+}
