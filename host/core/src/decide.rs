@@ -287,7 +287,7 @@ impl Run {
                 if let Some(seq) = key.and_then(|key| self.signal_keys.get(&key)) {
                     return Err(Refusal::SignalRepeated(seq));
                 }
-                if self.signals_kept >= SIGNALS_KEPT_MAX {
+                if self.signals_kept >= SIGNALS_KEPT_MAX && !self.is_awaited(&name) {
                     return Err(Refusal::TooManySignals);
                 }
                 Ok(vec![Event::SignalReceived { name, payload, key }])

@@ -131,7 +131,8 @@ pub struct IllegalEvent {
 /// Steps of one run that are under way or wait for something, at once. What is due beyond it begins when others end: a
 /// fan-out within a fan-out must take neither the memory of the host nor the time of other runs.
 pub const STEPS_AT_ONCE_MAX: usize = if cfg!(test) { 6 } else { 1_000 };
-/// Signals that a run keeps until a step takes them. A sender that is so far ahead of the run is told to wait.
+/// Signals that a run keeps until a step takes them, besides those that a step waits for. A sender that is so far ahead of
+/// the run is told to wait.
 pub const SIGNALS_KEPT_MAX: usize = if cfg!(test) { 4 } else { 1_000 };
 /// Idempotency keys of signals that a run remembers, the last ones: more than anybody has under way at once.
 pub const SIGNAL_KEYS_MAX: usize = if cfg!(test) { 8 } else { 10_000 };
@@ -652,6 +653,13 @@ impl Run {
             let (seq, payload) = kept.front()?;
             Some((place, *seq, payload))
         })
+    }
+
+    /// Whether a step waits for a further signal of this name. Such a signal is taken at once, or when the run is resumed,
+    /// so it is welcome however many others wait to be taken: otherwise these could keep it away for ever.
+    pub(crate) fn is_awaited(&self, name: &str) -> bool {
+        let listeners = self.listeners.get(name).map_or(0, BTreeSet::len);
+        listeners > self.signals.get(name).map_or(0, VecDeque::len)
     }
 
     /// What a run waits for in which nothing moves: what can take longest, and needs somebody, comes first.

@@ -2,11 +2,13 @@
 //!
 //! * [`histories`] — small stories with every event written down.
 //! * [`prefixes`] — each story cut off after each event, recovered and finished.
+//! * [`world`] — what surrounds a run there: people who send signals, children that end.
 //! * [`simulation`] — random graphs, outcomes, crashes and cancellations, with properties in plain words.
 
 mod histories;
 mod prefixes;
 mod simulation;
+mod world;
 
 use std::sync::Arc;
 
