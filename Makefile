@@ -6,7 +6,7 @@ PROFILE := --release
 SERVER  := target/release/stepwell
 # Guests are built for another target, into a folder of their own.
 GUEST_DIR := target/guests
-GUESTS    := examples/document-digest examples/omni-task tests/guests/probe tests/guests/hostile bench/guests/noop
+GUESTS    := examples/document-digest examples/omni-task tests/guests/probe tests/guests/hostile tests/guests/waits bench/guests/noop
 COMPONENTS := $(GUEST_DIR)/wasm32-unknown-unknown/release
 
 .PHONY: help build wasm guests run test sim check bench clean

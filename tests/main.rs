@@ -25,3 +25,4 @@ mod streams;
 mod support;
 mod tenancy;
 mod uploads;
+mod waits;

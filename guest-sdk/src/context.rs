@@ -5,15 +5,17 @@
 //! imports only what its steps use.
 
 use std::fmt::{self, Display};
+use std::time::Duration;
 
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use crate::bindings::stepwell::workflow::types::StepContext;
 #[cfg(target_arch = "wasm32")]
 use crate::imports::Imports;
 #[cfg(not(target_arch = "wasm32"))]
 use crate::recorder::Imports;
-use crate::{ArtifactError, PublishError};
+use crate::{ArtifactError, Child, ChildError, ChildRun, PublishError, StartError, WaitError};
 
 /// Who is running, and what a step may do besides computing. A step gets it as `ctx: &Ctx`.
 #[derive(Debug)]
@@ -108,6 +110,75 @@ impl Ctx {
         self.imports.artifact(name, media_type, content)
     }
 
+    /// Waits for at least this long. The step ends here and holds nothing; it is run again from its start when the time
+    /// is over. At most 366 days are taken.
+    ///
+    /// # Errors
+    ///
+    /// [`WaitError::QuotaExceeded`]: an attempt waits at most 1,000 times.
+    pub fn sleep(&self, duration: Duration) -> Result<(), WaitError> {
+        self.imports.sleep(milliseconds(duration))
+    }
+
+    /// Waits for a signal of the run and takes it: the oldest that no step has taken, or the next that comes. The step ends
+    /// here and holds nothing meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// [`WaitError::InvalidPayload`] when the payload is not a `T`: it is taken all the same.
+    pub fn signal<T: DeserializeOwned>(&self, name: &str) -> Result<T, WaitError> {
+        self.signal_raw(name, None)
+    }
+
+    /// The same, for so long at most.
+    ///
+    /// # Errors
+    ///
+    /// [`WaitError::Timeout`] when it has not come by then.
+    pub fn signal_within<T: DeserializeOwned>(&self, name: &str, limit: Duration) -> Result<T, WaitError> {
+        self.signal_raw(name, Some(milliseconds(limit)))
+    }
+
+    fn signal_raw<T: DeserializeOwned>(&self, name: &str, timeout_ms: Option<u64>) -> Result<T, WaitError> {
+        let payload = self.imports.signal(name, timeout_ms)?;
+        serde_json::from_str(&payload).map_err(|error| WaitError::InvalidPayload(error.to_string()))
+    }
+
+    /// Starts a run of a workflow of the same tenant. When this returns, the run exists.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError`] says why there is none. `?` turns it into the fitting [`Failure`](crate::Failure).
+    pub fn start_child(&self, child: Child) -> Result<ChildRun, StartError> {
+        let Child { workflow, version, input, detached } = child;
+        let input = input.map_err(StartError::InvalidRequest)?;
+        self.imports.start_child(workflow, version, input, detached).map(ChildRun)
+    }
+
+    /// Waits for the end of a run that this run has started, and returns its output. The step ends here and holds nothing
+    /// meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// [`ChildError`] says how it ended otherwise. `?` turns it into the fitting [`Failure`](crate::Failure).
+    pub fn await_child<T: DeserializeOwned>(&self, child: &ChildRun) -> Result<T, ChildError> {
+        self.await_child_raw(child, None)
+    }
+
+    /// The same, for so long at most. A child that has not ended goes on.
+    ///
+    /// # Errors
+    ///
+    /// [`ChildError::Timeout`] when it has not ended by then.
+    pub fn await_child_within<T: DeserializeOwned>(&self, child: &ChildRun, limit: Duration) -> Result<T, ChildError> {
+        self.await_child_raw(child, Some(milliseconds(limit)))
+    }
+
+    fn await_child_raw<T: DeserializeOwned>(&self, child: &ChildRun, timeout_ms: Option<u64>) -> Result<T, ChildError> {
+        let output = self.imports.await_child(&child.0, timeout_ms)?;
+        serde_json::from_str(&output).map_err(|error| ChildError::InvalidOutput(error.to_string()))
+    }
+
     #[cfg(target_arch = "wasm32")]
     pub(crate) fn new(step: StepContext) -> Self {
         Self { step, imports: Imports }
@@ -147,10 +218,29 @@ impl Ctx {
         self
     }
 
+    /// The same context with a signal that has come: it is taken by whoever waits for one of its name. A wait for which
+    /// none is there is over at once, with [`WaitError::Timeout`].
+    #[must_use]
+    pub fn with_signal(self, name: &str, payload: &(impl Serialize + ?Sized)) -> Self {
+        self.imports.add_signal(name, serde_json::to_string(payload).unwrap_or_default());
+        self
+    }
+
+    /// The same context with the output of the next child that is waited for. A child without one was cancelled.
+    #[must_use]
+    pub fn with_child_output(self, output: &(impl Serialize + ?Sized)) -> Self {
+        self.imports.add_child_output(serde_json::to_string(output).unwrap_or_default());
+        self
+    }
+
     /// What was published, logged and stored through this context so far.
     pub fn recorded(&self) -> crate::Recorded {
         self.imports.recorded()
     }
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// The place of an event in its run's journal. Positions start at 1 and have no gaps.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::bindings::stepwell::workflow::types;
-use crate::{ArtifactError, PublishError};
+use crate::{ArtifactError, ChildError, PublishError, StartError, WaitError};
 
 /// How an attempt failed, in the words of the step.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -107,6 +107,49 @@ impl From<ArtifactError> for Failure {
             ArtifactError::StepCancelled => Self::permanent("step_cancelled", message),
             ArtifactError::Unavailable => Self::retryable("artifact_unavailable", message),
         }
+    }
+}
+
+impl From<WaitError> for Failure {
+    /// Permanent: the next attempt would wait for something else, or meet the same.
+    fn from(error: WaitError) -> Self {
+        let code = match &error {
+            WaitError::UnknownSignal(_) => "unknown_signal",
+            WaitError::Timeout => "signal_timeout",
+            WaitError::QuotaExceeded => "wait_quota",
+            WaitError::InvalidPayload(_) => "invalid_signal",
+        };
+        Self::permanent(code, error.to_string())
+    }
+}
+
+impl From<StartError> for Failure {
+    /// Permanent: the next attempt would meet the same.
+    fn from(error: StartError) -> Self {
+        let code = match &error {
+            StartError::InvalidRequest(_) => "child_invalid",
+            StartError::UnknownWorkflow => "child_unknown_workflow",
+            StartError::UnknownVersion => "child_unknown_version",
+            StartError::InvalidInput(_) => "child_invalid_input",
+            StartError::TooDeep => "child_too_deep",
+            StartError::QuotaExceeded => "child_quota",
+        };
+        Self::permanent(code, error.to_string())
+    }
+}
+
+impl From<ChildError> for Failure {
+    /// Permanent: a child that failed has had its own attempts.
+    fn from(error: ChildError) -> Self {
+        let code = match &error {
+            ChildError::Failed { .. } => "child_failed",
+            ChildError::Cancelled => "child_cancelled",
+            ChildError::Timeout => "child_timeout",
+            ChildError::NotAChild => "not_a_child",
+            ChildError::QuotaExceeded => "wait_quota",
+            ChildError::InvalidOutput(_) => "child_invalid_output",
+        };
+        Self::permanent(code, error.to_string())
     }
 }
 

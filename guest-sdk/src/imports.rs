@@ -4,8 +4,8 @@
 
 use std::time::Duration;
 
-use crate::bindings::stepwell::workflow::{artifacts, clock, log, publish, random};
-use crate::{Artifact, ArtifactError, Level, Position, PublishError};
+use crate::bindings::stepwell::workflow::{artifacts, children, clock, log, publish, random, wait};
+use crate::{Artifact, ArtifactError, ChildError, Level, Position, PublishError, StartError, WaitError};
 
 /// Has no state: the host knows which step is calling.
 #[derive(Debug)]
@@ -52,6 +52,53 @@ impl Imports {
             Err(Wit::StepCancelled) => Err(ArtifactError::StepCancelled),
             Err(Wit::Unavailable) => Err(ArtifactError::Unavailable),
         }
+    }
+}
+
+impl Imports {
+    pub(crate) fn sleep(&self, ms: u64) -> Result<(), WaitError> {
+        wait::sleep(ms).map_err(|error| wait_error("", error))
+    }
+
+    pub(crate) fn signal(&self, name: &str, timeout_ms: Option<u64>) -> Result<String, WaitError> {
+        wait::signal(name, timeout_ms).map_err(|error| wait_error(name, error))
+    }
+
+    pub(crate) fn start_child(
+        &self,
+        workflow: String,
+        version: Option<String>,
+        input: String,
+        detached: bool,
+    ) -> Result<String, StartError> {
+        use children::StartError as Wit;
+        children::start(&children::Request { workflow, version, input, detached }).map_err(|error| match error {
+            Wit::InvalidRequest(reason) => StartError::InvalidRequest(reason),
+            Wit::UnknownWorkflow => StartError::UnknownWorkflow,
+            Wit::UnknownVersion => StartError::UnknownVersion,
+            Wit::InvalidInput(reason) => StartError::InvalidInput(reason),
+            Wit::TooDeep => StartError::TooDeep,
+            Wit::QuotaExceeded => StartError::QuotaExceeded,
+        })
+    }
+
+    pub(crate) fn await_child(&self, run: &str, timeout_ms: Option<u64>) -> Result<String, ChildError> {
+        use children::AwaitError as Wit;
+        children::await_(run, timeout_ms).map_err(|error| match error {
+            Wit::Failed(children::ChildFailure { code, message }) => ChildError::Failed { code, message },
+            Wit::Cancelled => ChildError::Cancelled,
+            Wit::Timeout => ChildError::Timeout,
+            Wit::NotAChild => ChildError::NotAChild,
+            Wit::QuotaExceeded => ChildError::QuotaExceeded,
+        })
+    }
+}
+
+fn wait_error(name: &str, error: wait::WaitError) -> WaitError {
+    match error {
+        wait::WaitError::UnknownSignal => WaitError::UnknownSignal(name.to_owned()),
+        wait::WaitError::Timeout => WaitError::Timeout,
+        wait::WaitError::QuotaExceeded => WaitError::QuotaExceeded,
     }
 }
 

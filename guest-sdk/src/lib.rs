@@ -83,6 +83,15 @@
 //! that wants its error to be seen as an update completes with the error as its output, and lets a later
 //! step deal with it.
 //!
+//! # Waiting
+//!
+//! [`Ctx::sleep`], [`Ctx::signal`] and [`Ctx::await_child`] wait: for a time, for somebody outside, for the end of a run
+//! that [`Ctx::start_child`] has started. A step that waits ends there and holds nothing, for a second or for a year. When
+//! what it waits for has come it is run again from its start, as the same attempt: everything it has done before is
+//! answered from the record, and it goes on behind the wait. So the same rule holds as for an interruption: what a step
+//! does must follow from what it is handed and told. Each time it has its full fuel and time again. Signals are
+//! declared by `#[workflow(signals = ["…"])]`.
+//!
 //! # Failure
 //!
 //! A step returns [`Failure::retryable`] when the same attempt may succeed later and [`Failure::permanent`]
@@ -125,6 +134,7 @@ extern crate self as stepwell_guest;
 
 #[doc(hidden)]
 pub mod bindings;
+mod child;
 mod context;
 pub mod defaults;
 mod errors;
@@ -138,24 +148,28 @@ mod recorder;
 mod workflow;
 
 #[doc(inline)]
-pub use bindings::stepwell::workflow::graph::{Edge, Graph, Limits, Node, RetryPolicy};
+pub use bindings::stepwell::workflow::graph::{Edge, ErrorPolicy, Exhausted, Graph, Limits, Node, RetryPolicy, Signal};
+pub use child::{Child, ChildRun};
 pub use context::{Artifact, Ctx, Level, Position};
-pub use errors::{ArtifactError, PublishError};
+pub use errors::{ArtifactError, ChildError, PublishError, StartError, WaitError};
 pub use failure::Failure;
 pub use inputs::Inputs;
 pub use outcome::{IntoOutcome, Outcome, Routed};
 #[cfg(not(target_arch = "wasm32"))]
-pub use recorder::{Recorded, RecordedArtifact, RecordedUpdate};
+pub use recorder::{Recorded, RecordedArtifact, RecordedChild, RecordedUpdate};
 pub use stepwell_guest_macros::{step, workflow};
 pub use workflow::Workflow;
 
 /// What a workflow module needs: `use stepwell_guest::prelude::*;`.
 pub mod prelude {
-    pub use crate::{Artifact, ArtifactError, Ctx, Failure, Level, Position, PublishError, Routed, step, workflow};
+    pub use crate::{
+        Artifact, ArtifactError, Child, ChildError, ChildRun, Ctx, Failure, Level, Position, PublishError, Routed,
+        StartError, WaitError, step, workflow,
+    };
 }
 
 /// What the code that `#[workflow]` writes calls. Not part of the interface.
 #[doc(hidden)]
 pub mod private {
-    pub use crate::workflow::{edge, graph, node, unknown_node};
+    pub use crate::workflow::{edge, error_policy, graph, node, unknown_node};
 }

@@ -3,10 +3,11 @@
 //! `imports.rs` has the same methods for wasm32. This is no host: it enforces no limit and knows no topics.
 
 use std::cell::RefCell;
+use std::collections::VecDeque;
 
 use serde_json::Value;
 
-use crate::{Artifact, ArtifactError, Level, Position, PublishError};
+use crate::{Artifact, ArtifactError, ChildError, Level, Position, PublishError, StartError, WaitError};
 
 /// 2026-01-01T00:00:00Z: a time that looks like one in an assertion's output.
 const CLOCK_START_MS: u64 = 1_767_225_600_000;
@@ -20,6 +21,23 @@ pub struct Recorded {
     pub lines: Vec<(Level, String)>,
     /// In the order they were stored.
     pub artifacts: Vec<RecordedArtifact>,
+    /// In the order they were started.
+    pub children: Vec<RecordedChild>,
+    /// How long the step has slept in all.
+    pub slept_ms: u64,
+}
+
+/// One call of [`Ctx::start_child`](crate::Ctx::start_child).
+#[derive(Clone, Debug, PartialEq)]
+pub struct RecordedChild {
+    /// Its workflow.
+    pub workflow: String,
+    /// Its version, if one was named.
+    pub version: Option<String>,
+    /// Its input, parsed.
+    pub input: Value,
+    /// Whether it goes on by itself.
+    pub detached: bool,
 }
 
 /// One call of [`Ctx::publish`](crate::Ctx::publish).
@@ -53,6 +71,8 @@ struct State {
     events: u64,
     clock_reads: u64,
     random_bytes: u8,
+    signals: Vec<(String, String)>,
+    child_outputs: VecDeque<String>,
 }
 
 impl State {
@@ -84,7 +104,45 @@ impl Imports {
     pub(crate) fn now_ms(&self) -> u64 {
         let mut state = self.state.borrow_mut();
         state.clock_reads += 1;
-        CLOCK_START_MS + state.clock_reads
+        CLOCK_START_MS + state.clock_reads + state.recorded.slept_ms
+    }
+
+    pub(crate) fn add_signal(&self, name: &str, payload: String) {
+        self.state.borrow_mut().signals.push((name.to_owned(), payload));
+    }
+
+    pub(crate) fn add_child_output(&self, output: String) {
+        self.state.borrow_mut().child_outputs.push_back(output);
+    }
+
+    pub(crate) fn sleep(&self, ms: u64) -> Result<(), WaitError> {
+        let mut state = self.state.borrow_mut();
+        state.recorded.slept_ms = state.recorded.slept_ms.saturating_add(ms);
+        Ok(())
+    }
+
+    pub(crate) fn signal(&self, name: &str, _timeout_ms: Option<u64>) -> Result<String, WaitError> {
+        let mut state = self.state.borrow_mut();
+        let place = state.signals.iter().position(|(of, _)| of == name).ok_or(WaitError::Timeout)?;
+        Ok(state.signals.remove(place).1)
+    }
+
+    pub(crate) fn start_child(
+        &self,
+        workflow: String,
+        version: Option<String>,
+        input: String,
+        detached: bool,
+    ) -> Result<String, StartError> {
+        let input = serde_json::from_str(&input)
+            .map_err(|error: serde_json::Error| StartError::InvalidRequest(error.to_string()))?;
+        let mut state = self.state.borrow_mut();
+        state.recorded.children.push(RecordedChild { workflow, version, input, detached });
+        Ok(format!("child-{}", state.recorded.children.len()))
+    }
+
+    pub(crate) fn await_child(&self, _run: &str, _timeout_ms: Option<u64>) -> Result<String, ChildError> {
+        self.state.borrow_mut().child_outputs.pop_front().ok_or(ChildError::Cancelled)
     }
 
     pub(crate) fn random_bytes(&self, len: u32) -> Vec<u8> {

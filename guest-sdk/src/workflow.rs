@@ -5,7 +5,7 @@
 
 #[cfg(target_arch = "wasm32")]
 use crate::bindings::exports::stepwell::workflow::steps;
-use crate::{Ctx, Edge, Failure, Graph, Inputs, Limits, Node, Outcome, RetryPolicy};
+use crate::{Ctx, Edge, ErrorPolicy, Failure, Graph, Inputs, Limits, Node, Outcome, RetryPolicy, Signal};
 
 /// A workflow as the host sees it. `#[workflow]` implements it for a type `Workflow` in the module.
 ///
@@ -34,6 +34,11 @@ impl<W: Workflow> steps::Guest for W {
         Vec::new()
     }
 
+    // So does whoever waits for a signal.
+    fn check_signal(_name: String, _payload: String) -> Vec<steps::InputProblem> {
+        Vec::new()
+    }
+
     fn run_step(step: steps::StepContext, inputs: Vec<(String, String)>) -> Result<steps::Outcome, steps::Failure> {
         log_panics();
         match W::run_step(&Ctx::new(step), Inputs::from(inputs)) {
@@ -53,7 +58,15 @@ fn log_panics() {
 // What `#[workflow]` builds a graph from. Functions, so that the code it writes stays small and readable.
 
 #[doc(hidden)]
-pub fn graph(nodes: Vec<Node>, edges: Vec<Edge>, output: &str, topics: &[&str], channel: Option<&str>) -> Graph {
+pub fn graph(
+    nodes: Vec<Node>,
+    edges: Vec<Edge>,
+    output: &str,
+    topics: &[&str],
+    channel: Option<&str>,
+    signals: &[&str],
+    timeout_ms: Option<u64>,
+) -> Graph {
     Graph {
         nodes,
         edges,
@@ -61,7 +74,14 @@ pub fn graph(nodes: Vec<Node>, edges: Vec<Edge>, output: &str, topics: &[&str], 
         topics: topics.iter().map(|&topic| topic.to_owned()).collect(),
         channel: channel.map(str::to_owned),
         input_schema: None,
+        signals: signals.iter().map(|&name| Signal { name: name.to_owned(), schema: None }).collect(),
+        timeout_ms,
     }
+}
+
+#[doc(hidden)]
+pub fn error_policy(code: &str, max_attempts: u32, initial_ms: u64, factor: f64, max_ms: u64) -> ErrorPolicy {
+    ErrorPolicy { code: code.to_owned(), max_attempts, initial_ms, factor, max_ms }
 }
 
 #[doc(hidden)]

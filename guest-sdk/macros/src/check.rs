@@ -8,11 +8,14 @@ use std::fmt::Display;
 use std::ops::RangeInclusive;
 
 use crate::Errors;
-use crate::parse::{At, Step, Workflow};
+use crate::parse::{At, Retry, Step, Workflow};
 
 /// The contract's bounds; see `wit/graph.wit` for each.
 const NODES_MAX: usize = 10_000;
 const TOPICS_MAX: usize = 64;
+const SIGNALS_MAX: usize = 64;
+const ERRORS_MAX: usize = 32;
+const RUN_MS: RangeInclusive<u64> = 1..=31_622_400_000;
 const NAME_BYTES_MAX: usize = 64;
 const DESCRIPTION_BYTES_MAX: usize = 1024;
 const WAIT_MS: RangeInclusive<u64> = 0..=86_400_000;
@@ -79,6 +82,17 @@ fn check_names<'a>(workflow: &'a Workflow, errors: &mut Errors) -> HashSet<&'a s
     if let Some(channel) = &workflow.channel {
         check_word("channel", channel, errors);
     }
+    let mut signals = HashSet::new();
+    for signal in &workflow.signals {
+        check_word("signal", signal, errors);
+        if !signals.insert(&signal.value) {
+            errors.push(signal.error(format_args!("`{}` is given twice", signal.value)));
+        }
+    }
+    if let Some(signal) = workflow.signals.get(SIGNALS_MAX) {
+        errors.push(signal.error(format_args!("a workflow has at most {SIGNALS_MAX} signals")));
+    }
+    check_range("milliseconds", &workflow.timeout_ms, &RUN_MS, errors);
     ids
 }
 
@@ -145,11 +159,26 @@ fn check_edges(step: &Step, ids: &HashSet<&str>, errors: &mut Errors) {
 
 fn check_policy(step: &Step, errors: &mut Errors) {
     let retry = &step.retry;
-    check_range("attempts", &retry.max_attempts, &(1..=100), errors);
-    check_range("milliseconds", &retry.initial_ms, &WAIT_MS, errors);
-    check_range("times", &retry.factor, &(1.0..=10.0), errors);
-    check_range("milliseconds", &retry.max_ms, &WAIT_MS, errors);
+    check_retry(retry, errors);
     check_range("of a wait", &retry.jitter, &(0.0..=1.0), errors);
+    if let Some(word) = retry.when_exhausted.as_ref().filter(|word| !matches!(word.value.as_str(), "fail" | "pause")) {
+        errors.push(word.error("`when_exhausted` is \"fail\" or \"pause\""));
+    }
+    let mut codes = HashSet::new();
+    for (code, policy) in &retry.errors {
+        if code.value.len() > NAME_BYTES_MAX
+            || !code.value.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
+        {
+            errors.push(code.error("a failure's code has 1 to 64 of the characters a-z 0-9 _"));
+        }
+        if !codes.insert(&code.value) {
+            errors.push(code.error(format_args!("`{}` is given twice", code.value)));
+        }
+        check_retry(policy, errors);
+    }
+    if let Some((code, _)) = retry.errors.get(ERRORS_MAX) {
+        errors.push(code.error(format_args!("a step has at most {ERRORS_MAX} errors")));
+    }
     check_range("milliseconds", &step.timeout_ms, &TIMEOUT_MS, errors);
     check_range("instructions", &step.fuel, &FUEL, errors);
     check_range("bytes", &step.memory_bytes, &MEMORY_BYTES, errors);
@@ -159,6 +188,13 @@ fn check_policy(step: &Step, errors: &mut Errors) {
     if let Some(max) = retry.max_ms.as_ref().filter(|max| max.value < initial_ms) {
         errors.push(max.error(format_args!("`max` is less than `initial`, which is {initial_ms} ms")));
     }
+}
+
+fn check_retry(retry: &Retry, errors: &mut Errors) {
+    check_range("attempts", &retry.max_attempts, &(1..=100), errors);
+    check_range("milliseconds", &retry.initial_ms, &WAIT_MS, errors);
+    check_range("times", &retry.factor, &(1.0..=10.0), errors);
+    check_range("milliseconds", &retry.max_ms, &WAIT_MS, errors);
 }
 
 fn check_range<T: PartialOrd + Display>(

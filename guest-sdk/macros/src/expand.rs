@@ -13,6 +13,11 @@ pub(crate) fn expand(workflow: &Workflow, output: &str) -> TokenStream {
     let arms = workflow.steps.iter().map(arm);
     let topics = workflow.topics.iter().map(|topic| &topic.value);
     let channel = option(workflow.channel.as_ref());
+    let signals = workflow.signals.iter().map(|signal| &signal.value);
+    let timeout_ms = match &workflow.timeout_ms {
+        Some(At { value, .. }) => quote!(::core::option::Option::Some(#value)),
+        None => quote!(::core::option::Option::None),
+    };
 
     let mut module = workflow.module.clone();
     if let Some((_, items)) = &mut module.content {
@@ -32,6 +37,8 @@ pub(crate) fn expand(workflow: &Workflow, output: &str) -> TokenStream {
                         #output,
                         &[#(#topics),*],
                         #channel,
+                        &[#(#signals),*],
+                        #timeout_ms,
                     )
                 }
 
@@ -83,6 +90,26 @@ fn node(step: &Step) -> TokenStream {
         }
     };
     let jitter = or_default(step.retry.jitter.as_ref(), "RETRY_JITTER");
+    let when_exhausted = match step.retry.when_exhausted.as_ref().map(|word| word.value.as_str()) {
+        Some("pause") => quote!(::stepwell_guest::Exhausted::Pause),
+        _ => quote!(::stepwell_guest::Exhausted::Fail),
+    };
+    // What an error does not say is as for all others.
+    let errors = step.retry.errors.iter().map(|(code, policy)| {
+        let code = &code.value;
+        let max_attempts = match &policy.max_attempts {
+            Some(attempts) => u32::try_from(attempts.value).unwrap_or(u32::MAX).into_token_stream(),
+            None => max_attempts.clone(),
+        };
+        let initial = policy.initial_ms.as_ref().map_or_else(|| initial_ms.clone(), |ms| ms.value.into_token_stream());
+        let factor = policy.factor.as_ref().map_or_else(|| factor.clone(), |factor| factor.value.into_token_stream());
+        let max = match &policy.max_ms {
+            Some(max) => max.value.into_token_stream(),
+            None => quote!(::core::cmp::Ord::max(#max_ms, #initial)),
+        };
+        quote!(::stepwell_guest::private::error_policy(#code, #max_attempts, #initial, #factor, #max))
+    });
+    let errors: Vec<TokenStream> = errors.collect();
 
     let fuel = or_default(step.fuel.as_ref(), "FUEL");
     let timeout_ms = or_default(step.timeout_ms.as_ref(), "TIMEOUT_MS");
@@ -98,6 +125,8 @@ fn node(step: &Step) -> TokenStream {
                 factor: #factor,
                 max_ms: #max_ms,
                 jitter: #jitter,
+                errors: ::std::vec![#(#errors),*],
+                when_exhausted: #when_exhausted,
             },
             ::stepwell_guest::Limits {
                 fuel: #fuel,

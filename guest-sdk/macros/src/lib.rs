@@ -28,8 +28,10 @@ use proc_macro::TokenStream;
 /// | `topics = ["…"]` | The topics that steps may publish on, at most 64. Default: none. |
 /// | `channel = "…"` | The channel that updates of all runs reach besides their own run's stream. |
 /// | `output = "…"` | The step whose output is the run's. Default: the only step without outgoing edges. |
+/// | `signals = ["…"]` | The signals that steps may wait for, at most 64. Default: none. |
+/// | `timeout = "24h"` | How long a run may take from its start to its end, at most 366 days. Default: no limit. |
 ///
-/// Topics, channels and labels have 1 to 64 of `A-Z a-z 0-9 _ . -`. The module gets a public type `Workflow`, which
+/// Topics, channels, signals and labels have 1 to 64 of `A-Z a-z 0-9 _ . -`. The module gets a public type `Workflow`, which
 /// implements `stepwell_guest::Workflow`; on wasm32 it is exported as the component. A crate holds one
 /// workflow.
 #[proc_macro_attribute]
@@ -47,7 +49,7 @@ pub fn workflow(attribute: TokenStream, item: TokenStream) -> TokenStream {
 /// |---|---|
 /// | `after = [a, b]` | Edges from `a` and `b` without their outputs. |
 /// | `when(a = "label")` | The edge from `a` is taken for this label only; `["x", "y"]` makes one edge each. |
-/// | `retry(…)` | `max_attempts` 1 to 100; `initial` and `max`, waits up to 24 h; `factor` 1.0 to 10.0; `jitter` 0.0 to 1.0. |
+/// | `retry(…)` | `max_attempts` 1 to 100; `initial` and `max`, waits up to 24 h; `factor` 1.0 to 10.0; `jitter` 0.0 to 1.0; `errors(CODE(…))` says otherwise for failures with one code; `when_exhausted = "pause"` pauses the run for an operator instead of failing. |
 /// | `timeout = "10s"` | Wall-clock time of an attempt, 1 ms to 1 h. |
 /// | `fuel = 50_000_000` | Metered instructions of an attempt, 1 to 100,000,000,000. |
 /// | `memory = "32MiB"` | Linear memory of an attempt, 1 MiB to 256 MiB. |

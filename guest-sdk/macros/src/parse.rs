@@ -40,6 +40,8 @@ pub(crate) struct Workflow {
     pub(crate) topics: Vec<At<String>>,
     pub(crate) channel: Option<At<String>>,
     pub(crate) output: Option<At<String>>,
+    pub(crate) signals: Vec<At<String>>,
+    pub(crate) timeout_ms: Option<At<u64>>,
     pub(crate) steps: Vec<Step>,
 }
 
@@ -78,6 +80,9 @@ pub(crate) struct Retry {
     pub(crate) factor: Option<At<f64>>,
     pub(crate) max_ms: Option<At<u64>>,
     pub(crate) jitter: Option<At<f64>>,
+    pub(crate) when_exhausted: Option<At<String>>,
+    /// By code.
+    pub(crate) errors: Vec<(At<String>, Retry)>,
 }
 
 pub(crate) fn workflow(attribute: TokenStream, item: TokenStream) -> syn::Result<Workflow> {
@@ -97,6 +102,7 @@ pub(crate) fn workflow(attribute: TokenStream, item: TokenStream) -> syn::Result
     }
 
     let (mut topics, mut channel, mut output) = (Vec::new(), None, None);
+    let (mut signals, mut timeout_ms) = (Vec::new(), None);
     let keys = syn::meta::parser(|meta| {
         if meta.path.is_ident("topics") {
             topics = strings(&meta)?;
@@ -105,13 +111,18 @@ pub(crate) fn workflow(attribute: TokenStream, item: TokenStream) -> syn::Result
             once(&meta, &mut channel, string)
         } else if meta.path.is_ident("output") {
             once(&meta, &mut output, string)
+        } else if meta.path.is_ident("signals") {
+            signals = strings(&meta)?;
+            Ok(())
+        } else if meta.path.is_ident("timeout") {
+            once(&meta, &mut timeout_ms, time)
         } else {
-            Err(meta.error("unknown key; a workflow has `topics`, `channel` and `output`"))
+            Err(meta.error("unknown key; a workflow has `topics`, `channel`, `output`, `signals` and `timeout`"))
         }
     });
     errors.ok(keys.parse2(attribute));
     errors.finish()?;
-    Ok(Workflow { module, topics, channel, output, steps })
+    Ok(Workflow { module, topics, channel, output, signals, timeout_ms, steps })
 }
 
 fn take_step_attribute(function: &mut ItemFn) -> Option<Attribute> {
@@ -208,8 +219,30 @@ fn retry_key(retry: &mut Retry, meta: &ParseNestedMeta<'_>) -> syn::Result<()> {
         once(meta, &mut retry.max_ms, time)
     } else if meta.path.is_ident("jitter") {
         once(meta, &mut retry.jitter, number)
+    } else if meta.path.is_ident("when_exhausted") {
+        once(meta, &mut retry.when_exhausted, string)
+    } else if meta.path.is_ident("errors") {
+        meta.parse_nested_meta(|meta| {
+            let code = meta.path.require_ident()?;
+            let code = At::new(code.unraw().to_string(), code.span());
+            let mut policy = Retry::default();
+            meta.parse_nested_meta(|meta| error_key(&mut policy, &meta))?;
+            retry.errors.push((code, policy));
+            Ok(())
+        })
     } else {
-        Err(meta.error("unknown key; `retry` has `max_attempts`, `initial`, `factor`, `max` and `jitter`"))
+        Err(meta.error(
+            "unknown key; `retry` has `max_attempts`, `initial`, `factor`, `max`, `jitter`, `errors` and `when_exhausted`",
+        ))
+    }
+}
+
+/// What can be said of failures with one code.
+fn error_key(retry: &mut Retry, meta: &ParseNestedMeta<'_>) -> syn::Result<()> {
+    if ["max_attempts", "initial", "factor", "max"].iter().any(|key| meta.path.is_ident(key)) {
+        retry_key(retry, meta)
+    } else {
+        Err(meta.error("unknown key; an error has `max_attempts`, `initial`, `factor` and `max`"))
     }
 }
 

@@ -4,13 +4,16 @@
 //! Does not: find out what expressions need ([`crate::needs`]) and where nodes stand ([`crate::shape`]).
 //! Invariant: the graph says the same as what the nodes guest describes when it is given the program.
 
+use serde_json::Value;
 use stepwell_core::Json;
-use stepwell_core::graph::{DelegateSpec, EdgeSpec, GraphSpec, ItemFailure, Limits, NodeSpec, Problem, ScopeKind};
-use stepwell_core::retry::RetryPolicy;
+use stepwell_core::graph::{
+    DelegateSpec, EdgeSpec, GraphSpec, ItemFailure, Limits, NodeSpec, Problem, ScopeKind, SignalSpec,
+};
+use stepwell_core::retry::{ErrorPolicy, Exhausted, RetryPolicy};
 use stepwell_document::duration::parse_ms;
 use stepwell_document::{
-    CONCURRENCY_DEFAULT, Document, FUEL_DEFAULT, JOIN_FUEL_DEFAULT, JOIN_MEMORY_BYTES, Kind, Llm, MEMORY_BYTES, Node,
-    OnFailure, Plan, Program, Retry, RetryPlan, Transform,
+    CONCURRENCY_DEFAULT, Document, ErrorPlan, FUEL_DEFAULT, JOIN_FUEL_DEFAULT, JOIN_MEMORY_BYTES, Kind, Llm,
+    MEMORY_BYTES, Node, OnFailure, Plan, Program, Retry, RetryPlan, Signal, Transform, WhenExhausted,
 };
 
 use crate::Checked;
@@ -38,6 +41,13 @@ pub(crate) fn check(draft: &Draft, shape: &Shape<'_>, problems: &mut Problems) {
                 let hint =
                     did_you_mean(topic, known).unwrap_or_else(|| format!("add it to `topics`: {:?}", clip(topic)));
                 problems.add(Fault::new(Place::Node(index), "topic", "unknown_topic", message).hint(hint));
+            }
+            Some(Kind::Signal(Signal { name, .. })) if node.is_sound("name") && !draft.signals.contains_key(name) => {
+                let message = format!("`{}` is not among the document's signals", clip(name));
+                let known = draft.signals.keys().map(String::as_str);
+                let hint = did_you_mean(name, known)
+                    .unwrap_or_else(|| format!("add it to `signals`: {{{:?}: true}} takes anything", clip(name)));
+                problems.add(Fault::new(Place::Node(index), "name", "unknown_signal", message).hint(hint));
             }
             // Where nothing leads to it, or the wrong nodes do, that is told.
             Some(Kind::Join(join)) if join.output.is_none() && shape.has_scopes() && joined(shape, index).is_none() => {
@@ -106,22 +116,49 @@ fn retry(given: Option<&Retry>) -> RetryPlan {
     let given = given.cloned().unwrap_or_default();
     let ms = |text: Option<String>, default| text.as_deref().and_then(parse_ms).unwrap_or(default);
     let initial_ms = ms(given.initial, defaults.initial_ms);
+    let max_attempts = given.max_attempts.unwrap_or(defaults.max_attempts);
+    let factor = given.factor.unwrap_or(defaults.factor);
+    let max_ms = ms(given.max, defaults.max_ms.max(initial_ms));
+    let errors = given.errors.into_iter().map(|(code, given)| {
+        let initial_ms = ms(given.initial, initial_ms);
+        ErrorPlan {
+            code,
+            max_attempts: given.max_attempts.unwrap_or(max_attempts),
+            initial_ms,
+            factor: given.factor.unwrap_or(factor),
+            max_ms: ms(given.max, max_ms.max(initial_ms)),
+        }
+    });
     RetryPlan {
-        max_attempts: given.max_attempts.unwrap_or(defaults.max_attempts),
+        max_attempts,
         initial_ms,
-        factor: given.factor.unwrap_or(defaults.factor),
-        max_ms: ms(given.max, defaults.max_ms.max(initial_ms)),
+        factor,
+        max_ms,
         jitter: given.jitter.unwrap_or(defaults.jitter),
+        errors: errors.collect(),
+        when_exhausted: given.when_exhausted,
     }
+}
+
+/// A JSON Schema as the host stores it.
+fn schema_json(field: &str, schema: &Value) -> Result<Json, Vec<Problem>> {
+    Json::of(schema).map_err(|error| {
+        // A value of a document that was read as JSON is JSON.
+        let message = format!("the schema cannot be written: {error}");
+        vec![Problem { node: None, field: field.to_owned(), code: "invalid_schema".to_owned(), message, hint: None }]
+    })
 }
 
 /// The program of a document without problems, and its graph.
 pub(crate) fn assemble(document: Document, plans: Vec<Plan>) -> Result<Checked, Vec<Problem>> {
-    let input_schema = document.input.as_ref().map(Json::of).transpose().map_err(|error| {
-        // A value of a document that was read as JSON is JSON.
-        let message = format!("the schema cannot be written: {error}");
-        vec![Problem { node: None, field: "input".to_owned(), code: "invalid_schema".to_owned(), message, hint: None }]
-    })?;
+    let input_schema = document.input.as_ref().map(|schema| schema_json("input", schema)).transpose()?;
+    let signal = |(name, schema): (&String, &Value)| {
+        // `true` takes everything, so nobody need be asked.
+        let schema = Some(schema).filter(|schema| **schema != Value::Bool(true));
+        let schema = schema.map(|schema| schema_json("signals", schema)).transpose()?;
+        Ok(SignalSpec { name: name.clone(), schema })
+    };
+    let signals = document.signals.iter().map(signal).collect::<Result<_, Vec<Problem>>>()?;
     let edges = document.edges.iter().map(|edge| EdgeSpec {
         source: edge.source.clone(),
         target: edge.target.clone(),
@@ -134,13 +171,26 @@ pub(crate) fn assemble(document: Document, plans: Vec<Plan>) -> Result<Checked, 
         topics: document.topics.clone(),
         channel: document.channel.clone(),
         input_schema,
-        ..GraphSpec::default()
+        signals,
+        timeout_ms: document.timeout.as_deref().and_then(parse_ms),
     };
     Ok(Checked { program: Program { document, plans }, graph })
 }
 
 fn node_spec(node: &Node, plan: &Plan) -> NodeSpec {
-    let RetryPlan { max_attempts, initial_ms, factor, max_ms, jitter } = plan.retry;
+    let RetryPlan { max_attempts, initial_ms, factor, max_ms, jitter, errors, when_exhausted } = plan.retry.clone();
+    let error = |ErrorPlan { code, max_attempts, initial_ms, factor, max_ms }| ErrorPolicy {
+        code,
+        max_attempts,
+        initial_ms,
+        factor,
+        max_ms,
+    };
+    let errors = errors.into_iter().map(error).collect();
+    let when_exhausted = match when_exhausted {
+        WhenExhausted::Fail => Exhausted::Fail,
+        WhenExhausted::Pause => Exhausted::Pause,
+    };
     let opens = match &node.kind {
         Kind::Map(map) => Some(ScopeKind::Each {
             concurrency: map.concurrency.unwrap_or(CONCURRENCY_DEFAULT),
@@ -157,7 +207,7 @@ fn node_spec(node: &Node, plan: &Plan) -> NodeSpec {
         id: node.id.clone(),
         description: node.description.clone(),
         needs: plan.needs.clone(),
-        retry: RetryPolicy { max_attempts, initial_ms, factor, max_ms, jitter, ..RetryPolicy::default() },
+        retry: RetryPolicy { max_attempts, initial_ms, factor, max_ms, jitter, errors, when_exhausted },
         limits: Limits { fuel: plan.fuel, timeout_ms: plan.timeout_ms, memory_bytes: plan.memory_bytes },
         opens,
         closes: if let Kind::Join(join) = &node.kind { Some(join.of.clone()) } else { None },

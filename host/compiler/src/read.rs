@@ -10,24 +10,26 @@ use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
 use serde_json::{Map, Value};
-use stepwell_core::graph::{DESCRIPTION_BYTES_MAX, EDGES_MAX, FUEL_MAX, NODES_MAX, TIMEOUT_MS_MAX, TOPICS_MAX};
+use stepwell_core::graph::{
+    DESCRIPTION_BYTES_MAX, EDGES_MAX, FUEL_MAX, NODES_MAX, RUN_MS_MAX, SIGNALS_MAX, TIMEOUT_MS_MAX, TOPICS_MAX,
+};
 use stepwell_core::ids::is_word;
-use stepwell_core::retry::{ATTEMPTS_MAX, RetryPolicy, WAIT_MS_MAX};
+use stepwell_core::retry::{ATTEMPTS_MAX, ERRORS_MAX, RetryPolicy, WAIT_MS_MAX};
 use stepwell_core::{NodeId, WorkflowName};
 use stepwell_document::duration::parse_ms;
 use stepwell_document::json_schema;
-use stepwell_document::template::{Part, parts};
+use stepwell_document::template::{Part, has_parts, parts};
 use stepwell_document::{
     Authorization, Branch, CONCURRENCY_MAX, Case, Component, Document, Edge, FORMAT, Http, ITEMS_MAX, ITERATIONS_MAX,
-    Join, Kind, Llm, Loop, Map as FanOut, Node, OnFailure, OnMax, Retry, StatusRule, StatusRules, Transform,
+    Join, Kind, Llm, Loop, Map as FanOut, Node, OnFailure, OnMax, OnTimeout, Retry, RetryOfError, Signal, Sleep,
+    StatusRule, StatusRules, Transform, WhenExhausted, Workflow,
 };
 
 use crate::problems::{Fault, Path, Place, Problems, clip, closest, did_you_mean, listed};
 
 /// The kinds of nodes.
-const KINDS: [&str; 8] = ["transform", "branch", "map", "loop", "join", "llm", "http", "component"];
-/// Kinds that are planned, for a better answer than that there is no such thing.
-const KINDS_TO_COME: [&str; 3] = ["sleep", "signal", "workflow"];
+const KINDS: [&str; 11] =
+    ["transform", "branch", "map", "loop", "join", "llm", "http", "component", "sleep", "signal", "workflow"];
 /// What fields are called elsewhere.
 const ALIASES: [(&str, &str); 8] = [
     ("type", "kind"),
@@ -56,6 +58,8 @@ pub(crate) struct Draft {
     pub(crate) input: Option<Value>,
     pub(crate) topics: Vec<String>,
     pub(crate) channel: Option<String>,
+    pub(crate) signals: BTreeMap<String, Value>,
+    pub(crate) timeout: Option<String>,
     pub(crate) nodes: Vec<DraftNode>,
     pub(crate) edges: Vec<DraftEdge>,
     pub(crate) output: Option<String>,
@@ -109,6 +113,8 @@ impl Draft {
             input: self.input,
             topics: self.topics,
             channel: self.channel,
+            signals: self.signals,
+            timeout: self.timeout,
             nodes: nodes.collect::<Option<_>>()?,
             edges: edges.collect::<Option<_>>()?,
             output: self.output,
@@ -161,6 +167,8 @@ pub(crate) fn read(value: Value, problems: &mut Problems) -> Option<Draft> {
         let message = format!("the channel `{}` is not valid: a channel has {WORD_RULE}", clip(channel));
         document.fault("channel", "invalid_channel", message);
     }
+    draft.signals = read_signals(&mut document);
+    draft.timeout = document.duration("timeout", 1..=RUN_MS_MAX);
     let nodes = document.list("nodes", NODES_MAX, true);
     let edges = document.list("edges", EDGES_MAX, false);
     if nodes.is_empty() && document.is_sound("nodes") {
@@ -176,6 +184,24 @@ pub(crate) fn read(value: Value, problems: &mut Problems) -> Option<Draft> {
     draft.nodes = nodes.map(|(index, node)| read_node(index, node, problems)).collect();
     draft.edges = edges.into_iter().enumerate().map(|(index, edge)| read_edge(index, edge, problems)).collect();
     Some(draft)
+}
+
+/// The document's signals. One whose schema is wrong stays among them, so that who waits for it is not wrong as well.
+fn read_signals(document: &mut Object<'_>) -> BTreeMap<String, Value> {
+    let signals = document.map("signals");
+    if signals.len() > SIGNALS_MAX {
+        document.fault("signals", "too_many", format!("{} signals, at most {SIGNALS_MAX} are allowed", signals.len()));
+        return BTreeMap::new();
+    }
+    for (name, schema) in &signals {
+        let field = Path::Key(&Path::Field("signals"), name).to_string();
+        if !is_word(name) {
+            let message = format!("the signal `{}` is not valid: a signal has {WORD_RULE}", clip(name));
+            document.fault(&field, "invalid_signal", message);
+        }
+        document.check_schema(&field, schema);
+    }
+    signals
 }
 
 fn read_edge(index: usize, value: Value, problems: &mut Problems) -> DraftEdge {
@@ -236,12 +262,11 @@ fn read_node(index: usize, value: Value, problems: &mut Problems) -> DraftNode {
         Some("llm") => Some(Kind::Llm(read_llm(&mut node))),
         Some("http") => Some(Kind::Http(read_http(&mut node))),
         Some("component") => Some(Kind::Component(read_component(&mut node))),
+        Some("sleep") => Some(Kind::Sleep(read_sleep(&mut node))),
+        Some("signal") => Some(Kind::Signal(read_signal(&mut node))),
+        Some("workflow") => Some(Kind::Workflow(read_workflow(&mut node))),
         Some(other) => {
-            let message = if KINDS_TO_COME.contains(&other) {
-                format!("there is no kind `{other}` yet in this version")
-            } else {
-                format!("there is no kind `{}`", clip(other))
-            };
+            let message = format!("there is no kind `{}`", clip(other));
             let hint = format!("the kinds are {}", listed(KINDS));
             let hint = did_you_mean(other, KINDS).map_or(hint.clone(), |meant| format!("{meant} {hint}"));
             node.fault_with_hint("kind", "unknown_kind", message, hint);
@@ -261,6 +286,9 @@ fn read_retry(node: &mut Object<'_>) -> Option<Retry> {
     let factor = retry.number("factor", 1.0..=10.0);
     let max = retry.duration("max", 0..=WAIT_MS_MAX);
     let jitter = retry.number("jitter", 0.0..=1.0);
+    let when_exhausted =
+        retry.choice("when_exhausted", [("fail", WhenExhausted::Fail), ("pause", WhenExhausted::Pause)]);
+    let errors = read_errors(&mut retry);
     if retry.faulty.is_empty() {
         let defaults = RetryPolicy::default();
         let ms = |text: &Option<String>, default| text.as_deref().and_then(parse_ms).unwrap_or(default);
@@ -272,7 +300,94 @@ fn read_retry(node: &mut Object<'_>) -> Option<Retry> {
     }
     let faulty = retry.finish();
     node.placeholder_if(!faulty.is_empty(), "retry");
-    Some(Retry { max_attempts, initial, factor, max, jitter })
+    Some(Retry { max_attempts, initial, factor, max, jitter, errors, when_exhausted })
+}
+
+fn read_errors(retry: &mut Object<'_>) -> BTreeMap<String, RetryOfError> {
+    let given = retry.map("errors");
+    if given.len() > ERRORS_MAX {
+        retry.fault("errors", "too_many", format!("{} codes, at most {ERRORS_MAX} are allowed", given.len()));
+        return BTreeMap::new();
+    }
+    let mut errors = BTreeMap::new();
+    for (code, policy) in given {
+        let path = Path::Key(&Path::Field("errors"), &code).to_string();
+        let Some(mut policy) = retry.nested(path, policy) else {
+            retry.placeholder_if(true, "errors");
+            continue;
+        };
+        let max_attempts = policy.whole("max_attempts", 1..=u64::from(ATTEMPTS_MAX));
+        let read = RetryOfError {
+            max_attempts: max_attempts.and_then(|n| u32::try_from(n).ok()),
+            initial: policy.duration("initial", 0..=WAIT_MS_MAX),
+            factor: policy.number("factor", 1.0..=10.0),
+            max: policy.duration("max", 0..=WAIT_MS_MAX),
+        };
+        let faulty = policy.finish();
+        retry.placeholder_if(!faulty.is_empty(), "errors");
+        errors.insert(code, read);
+    }
+    errors
+}
+
+fn read_sleep(node: &mut Object<'_>) -> Sleep {
+    let duration = node.required("for").unwrap_or_default();
+    match &duration {
+        Value::String(text) if !has_parts(text) && node.is_sound("for") => match parse_ms(text) {
+            Some(ms) if ms <= RUN_MS_MAX => {}
+            Some(_) => node.fault("for", "out_of_range", format!("`{}` is more than 366 days", clip(text))),
+            None => {
+                let message = format!("`{}` is not a duration", clip(text));
+                let hint = "whole numbers with ms, s, m, h or d, such as `30s` or `1m30s`; or an expression".to_owned();
+                node.fault_with_hint("for", "invalid_duration", message, hint);
+            }
+        },
+        Value::String(_) => {}
+        Value::Number(number) if number.as_u64().is_some_and(|ms| ms <= RUN_MS_MAX) => {}
+        Value::Number(number) => {
+            let message = format!("{number} is not a whole number of milliseconds from 0 to {RUN_MS_MAX}");
+            node.fault("for", "out_of_range", message);
+        }
+        _ if !node.is_sound("for") => {}
+        other => node.wrong_type("for", "a duration, a number of milliseconds or an expression", other),
+    }
+    Sleep { duration }
+}
+
+fn read_signal(node: &mut Object<'_>) -> Signal {
+    let name = node.required_string("name").unwrap_or_default();
+    let within = node.duration("within", 1..=RUN_MS_MAX);
+    let on_timeout = node.choice("on_timeout", [("fail", OnTimeout::Fail), ("null", OnTimeout::Null)]);
+    Signal { name, within, on_timeout }
+}
+
+fn read_workflow(node: &mut Object<'_>) -> Workflow {
+    let workflow = node.required_string("workflow").unwrap_or_default();
+    if let Some(reason) = workflow.parse::<WorkflowName>().err().filter(|_| node.is_sound("workflow")) {
+        node.fault("workflow", "invalid_workflow", format!("`{}` is not valid: {reason}", clip(&workflow)));
+    }
+    let version = node.optional_string("version");
+    if let Some(version) = version.as_deref() {
+        check_version(node, version);
+    }
+    let input = node.optional("input");
+    let detached = match node.optional("detached") {
+        None => false,
+        Some(Value::Bool(detached)) => detached,
+        Some(other) => {
+            node.wrong_type("detached", "true or false", &other);
+            false
+        }
+    };
+    Workflow { workflow, version, input, detached }
+}
+
+fn check_version(node: &mut Object<'_>, version: &str) {
+    let is_digest = version.len() == 64 && version.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    if !is_digest {
+        let message = format!("`{}` is not a version: it consists of 64 characters out of 0-9 and a-f", clip(version));
+        node.fault("version", "invalid_version", message);
+    }
 }
 
 fn read_branch(node: &mut Object<'_>) -> Branch {
@@ -486,10 +601,8 @@ fn read_component(node: &mut Object<'_>) -> Component {
         node.fault("workflow", "invalid_workflow", format!("`{}` is not valid: {reason}", clip(&workflow)));
     }
     let version = node.required_string("version").unwrap_or_default();
-    let is_digest = version.len() == 64 && version.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-    if !is_digest && node.is_sound("version") {
-        let message = format!("`{}` is not a version: it consists of 64 characters out of 0-9 and a-f", clip(&version));
-        node.fault("version", "invalid_version", message);
+    if node.is_sound("version") {
+        check_version(node, &version);
     }
     let other = node.required_string("node").unwrap_or_default();
     if let Some(reason) = other.parse::<NodeId>().err().filter(|_| node.is_sound("node")) {
@@ -736,11 +849,18 @@ impl<'p> Object<'p> {
             self.wrong_type(name, "a JSON Schema, which is an object, true or false", &value);
             return None;
         }
-        for json_schema::Problem { pointer, message } in json_schema::check(&value) {
-            let message = if pointer.is_empty() { message } else { format!("at `{}`: {message}", clip(&pointer)) };
-            self.fault(name, "invalid_schema", message);
-        }
+        self.check_schema(name, &value);
         Some(value)
+    }
+
+    fn check_schema(&mut self, field: &str, schema: &Value) {
+        if !schema.is_object() && !schema.is_boolean() {
+            return self.wrong_type(field, "a JSON Schema, which is an object, true or false", schema);
+        }
+        for json_schema::Problem { pointer, message } in json_schema::check(schema) {
+            let message = if pointer.is_empty() { message } else { format!("at `{}`: {message}", clip(&pointer)) };
+            self.fault(field, "invalid_schema", message);
+        }
     }
 
     /// An object with fields of its own.

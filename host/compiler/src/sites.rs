@@ -65,6 +65,11 @@ pub(crate) fn visit<'d>(kind: &'d Kind, visit: &mut impl FnMut(Path<'_>, &'d str
             }
         }
         Kind::Component(component) => values(field("inputs"), &component.inputs, visit),
+        Kind::Sleep(sleep) => value(field("for"), &sleep.duration, visit),
+        Kind::Signal(signal) => visit(field("name"), &signal.name, Form::Literal),
+        Kind::Workflow(workflow) => {
+            workflow.input.iter().for_each(|input| value(field("input"), input, visit));
+        }
     }
 }
 

@@ -38,6 +38,8 @@ pub static GUEST: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/nodes.wasm")
 const PUBLISH: &str = "stepwell:workflow/publish@0.1.0";
 const HTTP: &str = "stepwell:workflow/http@0.1.0";
 const LLM: &str = "stepwell:workflow/llm@0.1.0";
+const WAIT: &str = "stepwell:workflow/wait@0.1.0";
+const CHILDREN: &str = "stepwell:workflow/children@0.1.0";
 
 /// The section of a component that holds the document it was made of.
 const DOCUMENT_SECTION: &str = "stepwell:document";
@@ -107,6 +109,8 @@ fn unneeded(program: &Program) -> Vec<&'static str> {
         (PUBLISH, has(|kind| matches!(kind, Kind::Transform(transform) if transform.topic.is_some()))),
         (HTTP, has(|kind| matches!(kind, Kind::Http(_)))),
         (LLM, has(|kind| matches!(kind, Kind::Llm(_)))),
+        (WAIT, has(|kind| matches!(kind, Kind::Sleep(_) | Kind::Signal(_)))),
+        (CHILDREN, has(|kind| matches!(kind, Kind::Workflow(_)))),
     ];
     needed.into_iter().filter(|(_, needed)| !needed).map(|(name, _)| name).collect()
 }

@@ -58,7 +58,7 @@ pub(super) struct SignalledBody {
         (status = 404, description = "`unknown_run`", body = ProblemBody),
         (status = 409, description = "`run_ended`", body = ProblemBody),
         (status = 413, description = "`too_large`", body = ProblemBody),
-        (status = 422, description = "`unknown_signal`, `invalid_json`, `invalid_signal` (with `problems` where the signal has a schema)", body = ProblemBody),
+        (status = 422, description = "`unknown_signal`, `invalid_json`, `invalid_signal` (with `problems`, where the signal has a schema), `signal_not_checked`", body = ProblemBody),
         (status = 429, description = "`too_many_signals`: steps have not taken the ones before", body = ProblemBody),
     ))]
 pub(super) async fn signal(

@@ -166,9 +166,7 @@ impl From<StartError> for Problem {
             StartError::Stopping => Self::unavailable("the host is stopping"),
             StartError::Journal(error) => error.into(),
             StartError::InvalidInput(problems) => {
-                let problem = |problem: InputProblem| json!({ "pointer": problem.pointer, "message": problem.message });
-                let problems: Vec<Value> = problems.into_iter().map(problem).collect();
-                Self::invalid("invalid_input", detail).with("problems", problems)
+                Self::invalid("invalid_input", detail).with("problems", problems_json(&problems))
             }
             StartError::CheckInput(CheckInputError::Guest(_)) => Self::invalid("input_not_checked", detail),
             StartError::CheckInput(error) => {
@@ -190,8 +188,24 @@ impl From<ControlError> for Problem {
             ControlError::Refused(refusal) => refusal.into(),
             ControlError::Unavailable => Self::unavailable("the host does not accept this at present"),
             ControlError::Journal(error) => error.into(),
+            ControlError::InvalidSignal(ref problems) => {
+                let detail = error.to_string();
+                Self::invalid("invalid_signal", detail).with("problems", problems_json(problems))
+            }
+            ControlError::CheckSignal(CheckInputError::Guest(_)) => {
+                Self::invalid("signal_not_checked", error.to_string())
+            }
+            ControlError::CheckSignal(error) => {
+                tracing::error!(%error, "a signal could not be checked");
+                Self::unavailable("the signal cannot be checked at present")
+            }
         }
     }
+}
+
+/// What a workflow says of what it was to be handed.
+fn problems_json(problems: &[InputProblem]) -> Vec<Value> {
+    problems.iter().map(|problem| json!({ "pointer": problem.pointer, "message": problem.message })).collect()
 }
 
 impl From<Refusal> for Problem {

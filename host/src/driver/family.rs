@@ -91,7 +91,7 @@ pub(super) async fn cancel_child(shared: Arc<Shared>, child: RunKey) -> Errand {
     let reason = Some("the run that started it has ended".to_owned());
     let told = match shared.cancel(&child, reason).await {
         Ok(()) | Err(ControlError::Refused(_) | ControlError::UnknownRun) => true,
-        Err(ControlError::Unavailable | ControlError::Journal(_)) => false,
+        Err(_) => false,
     };
     Errand::Told { told }
 }

@@ -149,6 +149,12 @@ pub enum ControlError {
     /// The journal could not be read.
     #[error("the run could not be read")]
     Journal(#[from] JournalError),
+    /// The workflow says what is wrong with the signal.
+    #[error("the signal has {} problem(s), the first: {}", .0.len(), .0.first().map(|p| p.message.as_str()).unwrap_or_default())]
+    InvalidSignal(Vec<InputProblem>),
+    /// The workflow could not say whether the signal is right.
+    #[error(transparent)]
+    CheckSignal(#[from] CheckInputError),
 }
 
 impl Driver {
@@ -247,6 +253,7 @@ impl Driver {
             Digest::from_bytes(Sha256::digest(parts).into())
         };
         let idempotency = idempotency.map(hash);
+        self.shared.check_signal(key, &name, &payload).await?;
         let (payload, content) = payload_of(payload);
         match self.shared.control(key, Input::Signal { name, payload, key: idempotency }, content).await {
             Ok(seq) => Ok(Signalled { seq, replayed: false }),
@@ -371,6 +378,27 @@ impl Shared {
         let component = Box::new(move || journal.component(&owner, &version).ok().flatten());
         let problems = self.sandbox.check_input(tenant, version, component, input.clone()).await?;
         if problems.is_empty() { Ok(()) } else { Err(StartError::InvalidInput(problems)) }
+    }
+
+    /// Asks a run's version whether it can do something with a signal.
+    async fn check_signal(&self, key: &RunKey, name: &str, payload: &Json) -> Result<(), ControlError> {
+        let summary = self.journal.summary(key)?.ok_or(ControlError::UnknownRun)?;
+        if summary.status.is_terminal() {
+            return Err(Refusal::Ended(summary.status).into());
+        }
+        let graph = self.graph(&key.tenant, &summary.workflow, summary.version).map_err(|error| match error {
+            StartError::Journal(error) => ControlError::Journal(error),
+            _ => ControlError::Unavailable,
+        })?;
+        let Some(signal) = graph.signal(name) else { return Err(Refusal::UnknownSignal.into()) };
+        if signal.schema.is_none() {
+            return Ok(());
+        }
+        let (journal, owner, version) = (Arc::clone(&self.journal), key.tenant.clone(), summary.version);
+        let component = Box::new(move || journal.component(&owner, &version).ok().flatten());
+        let checked = self.sandbox.check_signal(&key.tenant, version, component, name.to_owned(), payload.clone());
+        let problems = checked.await?;
+        if problems.is_empty() { Ok(()) } else { Err(ControlError::InvalidSignal(problems)) }
     }
 
     /// A version's graph.

@@ -11,9 +11,10 @@ use super::code::Loaded;
 use super::end::{Ended, TimedOut, classify, permanent, unavailable};
 use super::generated::exports::stepwell::workflow::steps::{self, Graph, StepContext};
 use super::limits::{
-    ARTIFACTS_BYTES_MAX, ARTIFACTS_MAX, Allowance, CLOCK_READS_MAX, COMPLETIONS_BYTES_MAX, COMPLETIONS_MAX,
-    DESCRIBE_LIMITS, FAILURE_MESSAGE_BYTES_MAX, HOST_CALL_BYTES_MAX, INPUT_PROBLEMS_MAX, LOG_BYTES_MAX, LOG_LINES_MAX,
-    MemoryLimiter, REQUESTS_BYTES_MAX, REQUESTS_MAX, UPDATES_BYTES_MAX, UPDATES_MAX,
+    ARTIFACTS_BYTES_MAX, ARTIFACTS_MAX, Allowance, CHILDREN_BYTES_MAX, CLOCK_READS_MAX, COMPLETIONS_BYTES_MAX,
+    COMPLETIONS_MAX, DESCRIBE_LIMITS, FAILURE_MESSAGE_BYTES_MAX, HOST_CALL_BYTES_MAX, INPUT_PROBLEMS_MAX,
+    LOG_BYTES_MAX, LOG_LINES_MAX, MemoryLimiter, REQUESTS_BYTES_MAX, REQUESTS_MAX, UPDATES_BYTES_MAX, UPDATES_MAX,
+    WAITS_MAX,
 };
 use super::random::Random;
 use super::replay::{Recorded, Replay};
@@ -32,6 +33,8 @@ pub(super) struct AttemptState {
     pub(super) requests: Allowance,
     pub(super) completions: Allowance,
     pub(super) clock_reads: Allowance,
+    pub(super) waits: Allowance,
+    pub(super) children: Allowance,
     /// The last time that the attempt was told.
     pub(super) clock_ms: u64,
     pub(super) random: Random,
@@ -132,12 +135,27 @@ pub(super) async fn describe(engine: &Engine, code: &Loaded) -> wasmtime::Result
     .await
 }
 
-/// Asks a component what is wrong with an input.
-pub(super) async fn check_input(engine: &Engine, code: &Loaded, input: &Json) -> wasmtime::Result<Vec<InputProblem>> {
+/// What is handed to a workflow, and that it is asked about before.
+#[derive(Debug, Clone)]
+pub(super) enum Handed {
+    /// A run's input.
+    Input(Json),
+    /// A signal, by its name.
+    Signal(String, Json),
+}
+
+/// Asks a component what is wrong with what it is to be handed.
+pub(super) async fn check(engine: &Engine, code: &Loaded, handed: &Handed) -> wasmtime::Result<Vec<InputProblem>> {
     let mut store = denied(engine)?;
     let problems = within(async {
         let instance = code.instantiate_async(&mut store).await?;
-        instance.stepwell_workflow_steps().call_check_input(&mut store, &input.as_str().to_owned()).await
+        let steps = instance.stepwell_workflow_steps();
+        match handed {
+            Handed::Input(input) => steps.call_check_input(&mut store, &input.as_str().to_owned()).await,
+            Handed::Signal(name, payload) => {
+                steps.call_check_signal(&mut store, name, &payload.as_str().to_owned()).await
+            }
+        }
     })
     .await?;
     let problem = |problem: steps::InputProblem| {
@@ -170,6 +188,9 @@ impl AttemptState {
             requests: Allowance::new(REQUESTS_MAX, REQUESTS_BYTES_MAX),
             completions: Allowance::new(COMPLETIONS_MAX, COMPLETIONS_BYTES_MAX),
             clock_reads: Allowance::new(CLOCK_READS_MAX, 0),
+            waits: Allowance::new(WAITS_MAX, 0),
+            // How many there are is counted by the run.
+            children: Allowance::new(u32::MAX, CHILDREN_BYTES_MAX),
             clock_ms: 0,
             random: Random::new(seed),
             replay: Replay::new(recorded),

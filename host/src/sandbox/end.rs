@@ -15,7 +15,7 @@ use wasmtime::{Trap, WasmBacktrace};
 
 use super::generated::exports::stepwell::workflow::steps::{self, Outcome};
 use super::generated::stepwell::workflow::types::FailureKind as GuestFailureKind;
-use super::imports::NotRecorded;
+use super::imports::{NotRecorded, Suspended};
 use super::limits::{
     FAILURE_DETAILS_BYTES_MAX, FAILURE_MESSAGE_BYTES_MAX, HOST_CALL_BYTES_MAX, LABELS_MAX, OUTPUT_BYTES_MAX,
 };
@@ -132,6 +132,7 @@ pub(super) fn failure_of_error(error: &wasmtime::Error, memory_refused: bool, me
             let message = format!("the step handed over more than {HOST_CALL_BYTES_MAX} bytes at once");
             permanent("output_too_large", message)
         }
+        None if error.is::<Suspended>() => unavailable("the attempt waits"), // nobody asks
         None if error.is::<NotRecorded>() => unavailable("what the step did could not be recorded"),
         None if error.is::<wasmtime::PoolConcurrencyLimitError>() => {
             Failure::platform(FailureKind::Retryable, UNAVAILABLE, "there is no room for the attempt")

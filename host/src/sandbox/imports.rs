@@ -8,8 +8,9 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
-use stepwell_core::Json;
 use stepwell_core::event::LogLevel;
+use stepwell_core::graph::RUN_MS_MAX;
+use stepwell_core::{Json, RunId};
 use stepwell_outbound::{Completion, HttpError, HttpRequest, HttpResponse, LlmError, LlmRequest, Message, Role};
 use wasmtime::component::{Linker, LinkerInstance, WasmList, WasmStr};
 use wasmtime::{Engine, StoreContextMut, Trap};
@@ -18,18 +19,18 @@ use super::attempt::AttemptState;
 use super::generated::stepwell::workflow::artifacts::{Artifact, ArtifactError};
 use super::generated::stepwell::workflow::log::Level;
 use super::generated::stepwell::workflow::publish::PublishError;
-use super::generated::stepwell::workflow::{http, llm};
+use super::generated::stepwell::workflow::{children, http, llm, wait};
 use super::limits::{
     ARTIFACT_BYTES_MAX, ARTIFACT_NAME_BYTES_MAX, HOST_CALL_FUEL, LOG_LINE_BYTES_MAX, MEDIA_TYPE_BYTES_MAX,
-    RANDOM_BYTES_MAX, UPDATE_BYTES_MAX,
+    OUTPUT_BYTES_MAX, RANDOM_BYTES_MAX, UPDATE_BYTES_MAX,
 };
-use super::replay::{CompletionRecord, Divergence, SentRecord, sha256};
-use super::{Authorization, CompletionError, HostRefusal};
+use super::replay::{CompletionRecord, Divergence, SentRecord, StartRecord, sha256};
+use super::{Authorization, ChildError, ChildRequest, CompletionError, HostRefusal, Wait, WaitRecord, Waited};
 
 /// Interfaces that only declare types. A component imports them when it uses a type; they permit nothing.
 pub(super) const TYPE_INTERFACES: &[&str] = &["stepwell:workflow/types@0.1.0", "stepwell:workflow/graph@0.1.0"];
 /// What a component may import, and so may ask for.
-pub(super) const INTERFACES: &[&str] = &[PUBLISH, LOG, CLOCK, RANDOM, ARTIFACTS, HTTP, LLM];
+pub(super) const INTERFACES: &[&str] = &[PUBLISH, LOG, CLOCK, RANDOM, ARTIFACTS, HTTP, LLM, WAIT, CHILDREN];
 /// What a component must export, and all that it may.
 pub(super) const EXPORT: &str = "stepwell:workflow/steps@0.1.0";
 
@@ -40,6 +41,8 @@ const RANDOM: &str = "stepwell:workflow/random@0.1.0";
 const ARTIFACTS: &str = "stepwell:workflow/artifacts@0.1.0";
 const HTTP: &str = "stepwell:workflow/http@0.1.0";
 const LLM: &str = "stepwell:workflow/llm@0.1.0";
+const WAIT: &str = "stepwell:workflow/wait@0.1.0";
+const CHILDREN: &str = "stepwell:workflow/children@0.1.0";
 
 /// All imports there are.
 pub(super) fn linker(engine: &Engine) -> wasmtime::Result<Linker<AttemptState>> {
@@ -54,6 +57,8 @@ pub(super) fn linker(engine: &Engine) -> wasmtime::Result<Linker<AttemptState>> 
     artifacts(&mut linker.instance(ARTIFACTS)?)?;
     http(&mut linker.instance(HTTP)?)?;
     llm(&mut linker.instance(LLM)?)?;
+    wait(&mut linker.instance(WAIT)?)?;
+    children(&mut linker.instance(CHILDREN)?)?;
     Ok(linker)
 }
 
@@ -123,16 +128,190 @@ async fn answered<R: Serialize + DeserializeOwned>(
 ) -> wasmtime::Result<R> {
     let arguments = sha256(serde_json::to_vec(arguments).map_err(|_| NotRecorded)?);
     if let Some(result) = store.data_mut().replay.call(call, arguments)? {
-        return serde_json::from_str(result.as_str()).map_err(|error| {
-            // Written by another version of this host.
-            let expected = format!("a call of {call} with an answer that cannot be read ({error})");
-            Divergence { expected, found: format!("a call of {call}") }.into()
-        });
+        return read_back(call, &result);
     }
     let result = live(store).await.ok_or(NotRecorded)?;
     let recorded = Json::of(&result).map_err(|_| NotRecorded)?;
     store.data().host.record(call, arguments, recorded).await.map_err(|_| NotRecorded)?;
     Ok(result)
+}
+
+/// An answer that is on record.
+fn read_back<R: DeserializeOwned>(call: &str, result: &Json) -> wasmtime::Result<R> {
+    serde_json::from_str(result.as_str()).map_err(|error| {
+        // Written by another version of this host.
+        let expected = format!("a call of {call} with an answer that cannot be read ({error})");
+        Divergence { expected, found: format!("a call of {call}") }.into()
+    })
+}
+
+/// A step waits, so its instance ends. Nobody asks how: the attempt goes on in another one.
+#[derive(Debug, thiserror::Error)]
+#[error("the step waits")]
+pub(super) struct Suspended;
+
+/// What ended a wait: from the record, or at once because it was there already. Otherwise the instance ends here.
+async fn waited(
+    store: &mut Store<'_>,
+    call: &'static str,
+    arguments: &impl Serialize,
+    wait: Wait,
+) -> wasmtime::Result<Result<WaitRecord, HostRefusal>> {
+    let arguments = sha256(serde_json::to_vec(arguments).map_err(|_| NotRecorded)?);
+    if let Some(result) = store.data_mut().replay.call(call, arguments)? {
+        return read_back(call, &result).map(Ok);
+    }
+    match store.data().host.wait(call, arguments, wait).await {
+        Ok(Waited::Answered(result)) => read_back(call, &result).map(Ok),
+        Ok(Waited::Suspended) => Err(Suspended.into()),
+        Err(HostRefusal::NotAChild) => Ok(Err(HostRefusal::NotAChild)),
+        Err(HostRefusal::Cancelled | HostRefusal::Unavailable | HostRefusal::UnknownTopic) => Err(NotRecorded.into()),
+    }
+}
+
+/// What a wait cannot have ended with: the record was written by another version of this host.
+fn unexpected(call: &str) -> wasmtime::Error {
+    let expected = format!("a call of {call} with an answer of another kind");
+    Divergence { expected, found: format!("a call of {call}") }.into()
+}
+
+fn wait(interface: &mut Interface<'_>) -> wasmtime::Result<()> {
+    interface.func_wrap_async("sleep", |mut store: Store<'_>, (ms,): (u64,)| {
+        Box::new(async move {
+            charge(&mut store, 0)?;
+            Ok((sleep(&mut store, ms.min(RUN_MS_MAX)).await?,))
+        })
+    })?;
+    interface.func_wrap_async("signal", |mut store: Store<'_>, (name, timeout_ms): (String, Option<u64>)| {
+        Box::new(async move {
+            charge(&mut store, name.len())?;
+            let answer = signal(&mut store, name, timeout_ms.map(|ms| ms.min(RUN_MS_MAX))).await?;
+            charge(&mut store, answer.as_ref().map_or(0, String::len))?;
+            Ok((answer,))
+        })
+    })
+}
+
+async fn sleep(store: &mut Store<'_>, ms: u64) -> wasmtime::Result<Result<(), wait::WaitError>> {
+    const CALL: &str = "wait.sleep";
+    if !store.data_mut().waits.take(0) {
+        return Ok(Err(wait::WaitError::QuotaExceeded));
+    }
+    match waited(store, CALL, &ms, Wait::Timer { ms }).await? {
+        Ok(WaitRecord::Elapsed) => Ok(Ok(())),
+        _ => Err(unexpected(CALL)),
+    }
+}
+
+async fn signal(
+    store: &mut Store<'_>,
+    name: String,
+    timeout_ms: Option<u64>,
+) -> wasmtime::Result<Result<String, wait::WaitError>> {
+    const CALL: &str = "wait.signal";
+    if !store.data().host.has_signal(&name) {
+        return Ok(Err(wait::WaitError::UnknownSignal));
+    }
+    if !store.data_mut().waits.take(0) {
+        return Ok(Err(wait::WaitError::QuotaExceeded));
+    }
+    match waited(store, CALL, &(&name, timeout_ms), Wait::Signal { name: name.clone(), timeout_ms }).await? {
+        Ok(WaitRecord::Signal(payload)) => Ok(Ok(payload.as_str().to_owned())),
+        Ok(WaitRecord::TimedOut) => Ok(Err(wait::WaitError::Timeout)),
+        _ => Err(unexpected(CALL)),
+    }
+}
+
+fn children(interface: &mut Interface<'_>) -> wasmtime::Result<()> {
+    interface.func_wrap_async("start", |mut store: Store<'_>, (request,): (children::Request,)| {
+        Box::new(async move {
+            charge(&mut store, request.input.len())?;
+            Ok((start_child(&mut store, request).await?,))
+        })
+    })?;
+    interface.func_wrap_async("await", |mut store: Store<'_>, (run, timeout_ms): (String, Option<u64>)| {
+        Box::new(async move {
+            charge(&mut store, run.len())?;
+            let answer = await_child(&mut store, &run, timeout_ms.map(|ms| ms.min(RUN_MS_MAX))).await?;
+            charge(&mut store, answer.as_ref().map_or(0, String::len))?;
+            Ok((answer,))
+        })
+    })
+}
+
+async fn start_child(
+    store: &mut Store<'_>,
+    request: children::Request,
+) -> wasmtime::Result<Result<String, children::StartError>> {
+    const CALL: &str = "children.start";
+    let invalid = |why: String| Ok(Err(children::StartError::InvalidRequest(why)));
+    let children::Request { workflow, version, input, detached } = request;
+    let workflow = match workflow.parse() {
+        Ok(workflow) => workflow,
+        Err(error) => return invalid(format!("the workflow: {error}")),
+    };
+    let version = match version.map(|version| version.parse()).transpose() {
+        Ok(version) => version,
+        Err(error) => return invalid(format!("the version: {error}")),
+    };
+    if input.len() > OUTPUT_BYTES_MAX {
+        return invalid(format!("an input has at most {OUTPUT_BYTES_MAX} bytes"));
+    }
+    let input = match Json::parse(input) {
+        Ok(input) => input,
+        Err(error) => return invalid(format!("the input is not JSON: {error}")),
+    };
+    if !store.data_mut().children.take(input.len_bytes()) {
+        return Ok(Err(children::StartError::QuotaExceeded));
+    }
+    let arguments = (&workflow, version, sha256(input.as_str()), detached);
+    let arguments = sha256(serde_json::to_vec(&arguments).map_err(|_| NotRecorded)?);
+    let record = match store.data_mut().replay.call(CALL, arguments)? {
+        Some(result) => read_back(CALL, &result)?,
+        None => {
+            let child = ChildRequest { workflow, version, input, detached };
+            match store.data().host.start_child(CALL, arguments, child).await {
+                Ok(Ok(run)) => StartRecord::Started(run),
+                Ok(Err(refused)) => {
+                    let record = StartRecord::Refused(refused);
+                    let json = Json::of(&record).map_err(|_| NotRecorded)?;
+                    store.data().host.record(CALL, arguments, json).await.map_err(|_| NotRecorded)?;
+                    record
+                }
+                Err(_) => return Err(NotRecorded.into()),
+            }
+        }
+    };
+    Ok(match record {
+        StartRecord::Started(run) => Ok(run.to_string()),
+        StartRecord::Refused(ChildError::UnknownWorkflow) => Err(children::StartError::UnknownWorkflow),
+        StartRecord::Refused(ChildError::UnknownVersion) => Err(children::StartError::UnknownVersion),
+        StartRecord::Refused(ChildError::InvalidInput(why)) => Err(children::StartError::InvalidInput(why)),
+        StartRecord::Refused(ChildError::TooDeep) => Err(children::StartError::TooDeep),
+        StartRecord::Refused(ChildError::TooMany) => Err(children::StartError::QuotaExceeded),
+    })
+}
+
+async fn await_child(
+    store: &mut Store<'_>,
+    run: &str,
+    timeout_ms: Option<u64>,
+) -> wasmtime::Result<Result<String, children::AwaitError>> {
+    const CALL: &str = "children.await";
+    let Ok(run) = run.parse::<RunId>() else { return Ok(Err(children::AwaitError::NotAChild)) };
+    if !store.data_mut().waits.take(0) {
+        return Ok(Err(children::AwaitError::QuotaExceeded));
+    }
+    Ok(match waited(store, CALL, &(run, timeout_ms), Wait::Child { run, timeout_ms }).await? {
+        Ok(WaitRecord::Completed(output)) => Ok(output.as_str().to_owned()),
+        Ok(WaitRecord::Failed { code, message }) => {
+            Err(children::AwaitError::Failed(children::ChildFailure { code, message }))
+        }
+        Ok(WaitRecord::Cancelled) => Err(children::AwaitError::Cancelled),
+        Ok(WaitRecord::TimedOut) => Err(children::AwaitError::Timeout),
+        Err(HostRefusal::NotAChild) => Err(children::AwaitError::NotAChild),
+        _ => return Err(unexpected(CALL)),
+    })
 }
 
 /// What a step did could not be recorded: its attempt does not count any more, or the host is about to stop.

@@ -48,6 +48,11 @@ pub const COMPLETIONS_BYTES_MAX: usize = 64 << 20;
 /// Times that an attempt may read the clock; afterwards it stands still. Each is an event, and none takes less than a
 /// millisecond.
 pub const CLOCK_READS_MAX: u32 = 10_000;
+/// Times that one attempt may wait. Each time it is taken up again it goes through all of them, so a step that waits
+/// without end is better a loop.
+pub const WAITS_MAX: u32 = 1_000;
+/// Bytes of the inputs of all children that one attempt starts.
+pub const CHILDREN_BYTES_MAX: usize = 64 << 20;
 /// Labels that one outcome may name: more than a node can have edges to choose from sensibly.
 pub const LABELS_MAX: usize = 1_000;
 

@@ -255,7 +255,7 @@ pub enum CheckInputError {
     #[error("the code of this version could not be loaded")]
     Code(#[from] CodeError),
     /// The guest did not come to an answer.
-    #[error("the workflow could not check the input: {0}")]
+    #[error("the workflow could not check what it is to be handed: {0}")]
     Guest(String),
     /// The host is stopping.
     #[error("the host is stopping")]
@@ -329,11 +329,33 @@ impl Sandbox {
         component: Component,
         input: Json,
     ) -> Result<Vec<InputProblem>, CheckInputError> {
+        self.check(tenant, version, component, attempt::Handed::Input(input)).await
+    }
+
+    /// Asks a version whether it can do something with a signal.
+    pub async fn check_signal(
+        &self,
+        tenant: &TenantId,
+        version: Digest,
+        component: Component,
+        name: String,
+        payload: Json,
+    ) -> Result<Vec<InputProblem>, CheckInputError> {
+        self.check(tenant, version, component, attempt::Handed::Signal(name, payload)).await
+    }
+
+    async fn check(
+        &self,
+        tenant: &TenantId,
+        version: Digest,
+        component: Component,
+        handed: attempt::Handed,
+    ) -> Result<Vec<InputProblem>, CheckInputError> {
         let code = self.code.load(self, tenant, version, component).await?;
         let _turn = self.describing.acquire(tenant).await;
         let engine = self.engine.clone();
         // On the guests' threads, like everything a guest does.
-        let checked = self.guests.spawn(async move { attempt::check_input(&engine, &code, &input).await });
+        let checked = self.guests.spawn(async move { attempt::check(&engine, &code, &handed).await });
         checked.await.map_err(|_| CheckInputError::Gone)?.map_err(|error| {
             CheckInputError::Guest(end::failure_of_error(&error, false, limits::DESCRIBE_LIMITS.memory_bytes).message)
         })

@@ -11,10 +11,10 @@ use std::collections::VecDeque;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use stepwell_core::event::LogLevel;
-use stepwell_core::{Digest, Json, Seq};
+use stepwell_core::{Digest, Json, RunId, Seq};
 use stepwell_outbound::{Completion, HttpError, HttpResponse, LlmError};
 
-use super::{CompletionError, StoredArtifact};
+use super::{ChildError, CompletionError, StoredArtifact};
 
 /// Something that an attempt did and that is in the journal.
 #[derive(Debug, Clone)]
@@ -164,6 +164,14 @@ pub(super) enum SentRecord {
     Timeout,
     Connection(String),
     TooLarge(u64),
+}
+
+/// What came of starting a child. Part of the stored format, like the one above.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum StartRecord {
+    Started(RunId),
+    Refused(ChildError),
 }
 
 /// Bytes in JSON: as text where they are text.

@@ -5,8 +5,8 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use sha2::{Digest as _, Sha256};
 use stepwell_core::event::LogLevel;
-use stepwell_core::graph::{DelegateSpec, EdgeSpec, ItemFailure, Limits, NodeSpec, Problem, ScopeKind};
-use stepwell_core::retry::RetryPolicy;
+use stepwell_core::graph::{DelegateSpec, EdgeSpec, ItemFailure, Limits, NodeSpec, Problem, ScopeKind, SignalSpec};
+use stepwell_core::retry::{ErrorPolicy, Exhausted, RetryPolicy};
 use stepwell_core::{Digest, Graph, GraphSpec, Json, RunId, Seq, TenantId};
 use stepwell_outbound::{Completion, HttpError, HttpRequest, HttpResponse, LlmRequest};
 use wasmtime::component::Component;
@@ -174,7 +174,11 @@ fn spec_of(graph: guest::Graph) -> Result<GraphSpec, String> {
             factor: node.retry.factor,
             max_ms: node.retry.max_ms,
             jitter: node.retry.jitter,
-            ..RetryPolicy::default()
+            errors: node.retry.errors.into_iter().map(error_policy).collect(),
+            when_exhausted: match node.retry.when_exhausted {
+                guest::Exhausted::Fail => Exhausted::Fail,
+                guest::Exhausted::Pause => Exhausted::Pause,
+            },
         },
         limits: Limits {
             fuel: node.limits.fuel,
@@ -207,8 +211,20 @@ fn spec_of(graph: guest::Graph) -> Result<GraphSpec, String> {
         topics: graph.topics,
         channel: graph.channel,
         input_schema,
-        ..GraphSpec::default()
+        signals: graph.signals.into_iter().map(signal).collect::<Result<_, String>>()?,
+        timeout_ms: graph.timeout_ms,
     })
+}
+
+fn signal(guest::Signal { name, schema }: guest::Signal) -> Result<SignalSpec, String> {
+    let schema = schema.map(Json::parse).transpose();
+    let schema = schema.map_err(|error| format!("the schema of the signal `{}` is not JSON: {error}", clip(&name)))?;
+    Ok(SignalSpec { name, schema })
+}
+
+fn error_policy(policy: guest::ErrorPolicy) -> ErrorPolicy {
+    let guest::ErrorPolicy { code, max_attempts, initial_ms, factor, max_ms } = policy;
+    ErrorPolicy { code, max_attempts, initial_ms, factor, max_ms }
 }
 
 /// What `describe` and `check-input` get: nothing belongs to a run, so nothing is recorded.

@@ -75,8 +75,9 @@ pub struct ChildRequest {
     pub detached: bool,
 }
 
-/// Why a child was not started.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Why a child was not started. Part of the stored format, like what ended a wait: see `docs/journal.md`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum ChildError {
     /// The tenant has no such workflow.
     UnknownWorkflow,

@@ -58,6 +58,12 @@ pub struct Document {
     /// The channel that the updates of all runs reach besides their own run's stream.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub channel: Option<String>,
+    /// The signals that runs take, by name, each with the JSON Schema of its payload; `true` takes anything.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub signals: BTreeMap<String, Value>,
+    /// How long a run may take from its start to its end, such as `24h`; at most 366 days. Without it there is no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<String>,
     /// The nodes, 1 to 10,000.
     pub nodes: Vec<Node>,
     /// The edges, at most 50,000.
@@ -113,6 +119,12 @@ pub enum Kind {
     Http(Http),
     /// Runs a node of another workflow.
     Component(Component),
+    /// Waits for a time.
+    Sleep(Sleep),
+    /// Waits for somebody outside.
+    Signal(Signal),
+    /// Starts a run of another workflow and waits for its end.
+    Workflow(Workflow),
 }
 
 impl Kind {
@@ -127,6 +139,9 @@ impl Kind {
             Self::Llm(_) => "llm",
             Self::Http(_) => "http",
             Self::Component(_) => "component",
+            Self::Sleep(_) => "sleep",
+            Self::Signal(_) => "signal",
+            Self::Workflow(_) => "workflow",
         }
     }
 }
@@ -355,6 +370,59 @@ pub struct Component {
     pub inputs: BTreeMap<String, Value>,
 }
 
+/// Waits for a time, and holds nothing meanwhile. Its output is `null`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Sleep {
+    /// How long: a duration such as `1m30s`, a number of milliseconds, or an expression for one of both. At most 366 days.
+    #[serde(rename = "for")]
+    pub duration: Value,
+}
+
+/// Waits for a signal of the run, and holds nothing meanwhile. Its output is the signal's payload.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Signal {
+    /// One of the document's signals. Not an expression.
+    pub name: String,
+    /// How long at most, such as `24h`. Without it there is no limit but the run's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub within: Option<String>,
+    /// What happens when it has not come by then.
+    #[serde(default)]
+    pub on_timeout: OnTimeout,
+}
+
+/// What happens when a signal has not come in time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum OnTimeout {
+    /// The node fails with `signal_timeout`.
+    #[default]
+    Fail,
+    /// The node's output is `null`.
+    Null,
+}
+
+/// Starts a run of another workflow of the same tenant and waits for its end. Its output is that run's. When this run or
+/// this node ends before it, that run is cancelled.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Workflow {
+    /// The other workflow's name.
+    pub workflow: String,
+    /// The SHA-256 of its component, in lower-case hex. Without it the version that is the latest when the node runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// The other run's input: any JSON, with expressions in its strings. Without it `null`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub input: Option<Value>,
+    /// Do not wait: the output is `{run_id}`, and the other run goes on by itself.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub detached: bool,
+}
+
 /// When a failed attempt is tried again. What is left out has the value of the default: 4 attempts, 1 s, twice as long
 /// each time, at most 1 minute, moved by up to a fifth.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -376,6 +444,47 @@ pub struct Retry {
     /// The share of itself by which a wait is moved at random, 0 to 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub jitter: Option<f64>,
+    /// How failures with certain codes are tried again instead, by code; at most 32.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub errors: BTreeMap<String, RetryOfError>,
+    /// What happens when a failure that could be tried again finds no attempts left.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub when_exhausted: WhenExhausted,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+/// How failures with one code are tried again. What is left out is as in the [`Retry`] around it.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct RetryOfError {
+    /// Attempts in all, those that failed otherwise included, 1 to 100.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_attempts: Option<u32>,
+    /// The first wait.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initial: Option<String>,
+    /// What each further wait is multiplied by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub factor: Option<f64>,
+    /// The longest wait.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max: Option<String>,
+}
+
+/// What happens when a failure that could be tried again finds no attempts left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum WhenExhausted {
+    /// The node has failed.
+    #[default]
+    Fail,
+    /// The run is paused. When somebody resumes it, the node has its attempts anew.
+    Pause,
 }
 
 /// A way from one node to another.
@@ -435,4 +544,25 @@ pub struct RetryPlan {
     pub max_ms: u64,
     /// The share of itself by which a wait is moved at random.
     pub jitter: f64,
+    /// How failures with certain codes are tried again instead, in the order of codes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub errors: Vec<ErrorPlan>,
+    /// What happens when there are no attempts left.
+    #[serde(default)]
+    pub when_exhausted: WhenExhausted,
+}
+
+/// A [`RetryOfError`] with every default filled in.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ErrorPlan {
+    /// The code.
+    pub code: String,
+    /// Attempts in all.
+    pub max_attempts: u32,
+    /// The first wait.
+    pub initial_ms: u64,
+    /// What each further wait is multiplied by.
+    pub factor: f64,
+    /// The longest wait.
+    pub max_ms: u64,
 }

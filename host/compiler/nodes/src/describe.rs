@@ -1,9 +1,11 @@
 //! The graph of the workflow, as `wit/graph.wit` has it.
 
-use stepwell_document::{CONCURRENCY_DEFAULT, Edge as DocumentEdge, OnFailure};
+use serde_json::Value;
+use stepwell_document::{CONCURRENCY_DEFAULT, Edge as DocumentEdge, ErrorPlan, OnFailure, WhenExhausted};
 
 use crate::bindings::stepwell::workflow::graph::{
-    Delegate, Each, Edge, Graph, ItemFailure, Limits, Node as GraphNode, Repeat, RetryPolicy, Scope,
+    Delegate, Each, Edge, ErrorPolicy, Exhausted, Graph, ItemFailure, Limits, Node as GraphNode, Repeat, RetryPolicy,
+    Scope, Signal,
 };
 use crate::program::{Node, Program, Work};
 
@@ -15,7 +17,20 @@ pub(crate) fn describe(program: &Program) -> Graph {
         topics: program.topics.clone(),
         channel: program.channel.clone(),
         input_schema: program.input.as_ref().map(ToString::to_string),
+        signals: program.signals.iter().map(signal).collect(),
+        timeout_ms: program.timeout_ms,
     }
+}
+
+fn signal((name, schema): (&String, &Value)) -> Signal {
+    // `true` takes everything, so nobody need be asked.
+    let schema = Some(schema).filter(|schema| **schema != Value::Bool(true)).map(ToString::to_string);
+    Signal { name: name.clone(), schema }
+}
+
+fn error_policy(policy: &ErrorPlan) -> ErrorPolicy {
+    let ErrorPlan { code, max_attempts, initial_ms, factor, max_ms } = policy.clone();
+    ErrorPolicy { code, max_attempts, initial_ms, factor, max_ms }
 }
 
 fn node(node: &Node) -> GraphNode {
@@ -30,6 +45,11 @@ fn node(node: &Node) -> GraphNode {
             factor: retry.factor,
             max_ms: retry.max_ms,
             jitter: retry.jitter,
+            errors: retry.errors.iter().map(error_policy).collect(),
+            when_exhausted: match retry.when_exhausted {
+                WhenExhausted::Fail => Exhausted::Fail,
+                WhenExhausted::Pause => Exhausted::Pause,
+            },
         },
         limits: Limits { fuel: node.plan.fuel, timeout_ms: node.plan.timeout_ms, memory_bytes: node.plan.memory_bytes },
         opens: opens(&node.work),

@@ -1,11 +1,12 @@
 //! What the component exports, and where its steps' requests go: the wiring between `wit/` and this crate.
 
+use serde_json::Value;
 use stepwell_document::json_schema;
 
 use crate::bindings::exports::stepwell::workflow::steps::{Guest, InputProblem};
 use crate::bindings::stepwell::workflow::graph::Graph;
 use crate::bindings::stepwell::workflow::types::{Failure, Outcome, StepContext};
-use crate::bindings::stepwell::workflow::{http, llm, publish};
+use crate::bindings::stepwell::workflow::{children, http, llm, publish, wait};
 use crate::step::Outside;
 use crate::{describe, failure, specialize, step};
 
@@ -21,22 +22,18 @@ impl Guest for Nodes {
             topics: Vec::new(),
             channel: None,
             input_schema: None,
+            signals: Vec::new(),
+            timeout_ms: None,
         };
         specialize::program().map_or_else(none, describe::describe)
     }
 
     fn check_input(input: String) -> Vec<InputProblem> {
-        let Some(schema) = specialize::program().and_then(|program| program.input.as_ref()) else { return Vec::new() };
-        let problems = match serde_json::from_str(&input) {
-            Ok(input) => json_schema::validate(schema, &input),
-            Err(error) => {
-                vec![json_schema::Problem { pointer: String::new(), message: format!("cannot be read: {error}") }]
-            }
-        };
-        problems
-            .into_iter()
-            .map(|problem| InputProblem { pointer: problem.pointer, message: problem.message })
-            .collect()
+        check(specialize::program().and_then(|program| program.input.as_ref()), &input)
+    }
+
+    fn check_signal(name: String, payload: String) -> Vec<InputProblem> {
+        check(specialize::program().and_then(|program| program.signals.get(&name)), &payload)
     }
 
     fn run_step(ctx: StepContext, inputs: Vec<(String, String)>) -> Result<Outcome, Failure> {
@@ -44,6 +41,18 @@ impl Guest for Nodes {
         let program = program.ok_or_else(|| failure::permanent("no_program", "this component was not specialised"))?;
         step::run(program, &Imports, &ctx, &inputs)
     }
+}
+
+/// What is wrong with a value by its schema.
+fn check(schema: Option<&Value>, text: &str) -> Vec<InputProblem> {
+    let Some(schema) = schema else { return Vec::new() };
+    let problems = match serde_json::from_str(text) {
+        Ok(value) => json_schema::validate(schema, &value),
+        Err(error) => {
+            vec![json_schema::Problem { pointer: String::new(), message: format!("cannot be read: {error}") }]
+        }
+    };
+    problems.into_iter().map(|problem| InputProblem { pointer: problem.pointer, message: problem.message }).collect()
 }
 
 crate::bindings::export!(Nodes with_types_in crate::bindings);
@@ -61,5 +70,21 @@ impl Outside for Imports {
 
     fn send(&self, request: &http::Request) -> Result<http::Response, http::HttpError> {
         http::send(request)
+    }
+
+    fn sleep(&self, ms: u64) -> Result<(), wait::WaitError> {
+        wait::sleep(ms)
+    }
+
+    fn signal(&self, name: &str, timeout_ms: Option<u64>) -> Result<String, wait::WaitError> {
+        wait::signal(name, timeout_ms)
+    }
+
+    fn start_child(&self, request: &children::Request) -> Result<String, children::StartError> {
+        children::start(request)
+    }
+
+    fn await_child(&self, run: &str, timeout_ms: Option<u64>) -> Result<String, children::AwaitError> {
+        children::await_(run, timeout_ms)
     }
 }

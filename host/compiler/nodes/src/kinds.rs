@@ -8,4 +8,7 @@ pub(crate) mod join;
 pub(crate) mod llm;
 pub(crate) mod looping;
 pub(crate) mod map;
+pub(crate) mod signal;
+pub(crate) mod sleep;
 pub(crate) mod transform;
+pub(crate) mod workflow;

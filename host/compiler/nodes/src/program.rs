@@ -4,8 +4,11 @@
 //! Owns: the way from the compiler's `Program` to [`Program`]. Nothing of the document is kept but what a step or
 //! `describe` reads, because all of it is in the memory of every instance.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Value, json};
 use stepwell_document as document;
+use stepwell_document::duration::parse_ms;
 use stepwell_document::{Edge, Kind, Plan};
 
 use crate::jq::Expressions;
@@ -16,7 +19,10 @@ use crate::kinds::join::Join;
 use crate::kinds::llm::Llm;
 use crate::kinds::looping::Loop;
 use crate::kinds::map::Map;
+use crate::kinds::signal::Signal;
+use crate::kinds::sleep::Sleep;
 use crate::kinds::transform::Transform;
+use crate::kinds::workflow::Workflow;
 use crate::template::{Problem, Templates};
 
 /// A workflow that can be run.
@@ -28,6 +34,10 @@ pub(crate) struct Program {
     pub(crate) channel: Option<String>,
     /// The JSON Schema of the run's input.
     pub(crate) input: Option<Value>,
+    /// The signals, each with the JSON Schema of its payload.
+    pub(crate) signals: BTreeMap<String, Value>,
+    /// Within which a run must have ended.
+    pub(crate) timeout_ms: Option<u64>,
     pub(crate) expressions: Expressions,
 }
 
@@ -49,6 +59,9 @@ pub(crate) enum Work {
     Llm(Llm),
     Http(Http),
     Component(Component),
+    Sleep(Sleep),
+    Signal(Signal),
+    Workflow(Workflow),
 }
 
 impl Program {
@@ -69,6 +82,8 @@ impl Program {
             topics: document.topics,
             channel: document.channel,
             input: document.input,
+            signals: document.signals,
+            timeout_ms: document.timeout.as_deref().and_then(parse_ms),
             expressions: templates.finish()?,
         })
     }
@@ -98,6 +113,9 @@ impl Node {
             Kind::Llm(kind) => Work::Llm(Llm::compile(kind, templates)),
             Kind::Http(kind) => Work::Http(Http::compile(kind, templates)),
             Kind::Component(kind) => Work::Component(Component::compile(kind, templates)),
+            Kind::Sleep(kind) => Work::Sleep(Sleep::compile(&kind, templates)),
+            Kind::Signal(kind) => Work::Signal(Signal::compile(kind)),
+            Kind::Workflow(kind) => Work::Workflow(Workflow::compile(kind, templates)),
         };
         Self { id: node.id, description: node.description, plan, work }
     }

@@ -5,10 +5,12 @@
 
 use jaq_json::Val;
 
+use crate::bindings::stepwell::workflow::children;
 use crate::bindings::stepwell::workflow::http;
 use crate::bindings::stepwell::workflow::llm;
 use crate::bindings::stepwell::workflow::publish;
 use crate::bindings::stepwell::workflow::types::{Failure, Outcome, StepContext};
+use crate::bindings::stepwell::workflow::wait;
 use crate::context::Context;
 use crate::failure::{at, permanent};
 use crate::jq::{Expression, NoValue};
@@ -21,6 +23,10 @@ pub(crate) trait Outside {
     fn publish(&self, topic: &str, payload: &str) -> Result<u64, publish::PublishError>;
     fn complete(&self, request: &llm::Request) -> Result<llm::Completion, llm::LlmError>;
     fn send(&self, request: &http::Request) -> Result<http::Response, http::HttpError>;
+    fn sleep(&self, ms: u64) -> Result<(), wait::WaitError>;
+    fn signal(&self, name: &str, timeout_ms: Option<u64>) -> Result<String, wait::WaitError>;
+    fn start_child(&self, request: &children::Request) -> Result<String, children::StartError>;
+    fn await_child(&self, run: &str, timeout_ms: Option<u64>) -> Result<String, children::AwaitError>;
 }
 
 /// An attempt under way.
@@ -53,6 +59,9 @@ pub(crate) fn run(
         Work::Llm(work) => work.run(&step, outside),
         Work::Http(work) => work.run(&step, outside),
         Work::Component(work) => work.run(&step),
+        Work::Sleep(work) => work.run(&step, outside),
+        Work::Signal(work) => work.run(&step, outside),
+        Work::Workflow(work) => work.run(&step, outside),
     }
 }
 

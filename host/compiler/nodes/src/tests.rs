@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 use serde_json::{Value, json};
 
 use crate::bindings::stepwell::workflow::types::{Failure, FailureKind, Outcome, StepContext};
-use crate::bindings::stepwell::workflow::{http, llm, publish};
+use crate::bindings::stepwell::workflow::{children, http, llm, publish, wait};
 use crate::program::Program;
 use crate::step::{self, Outside};
 use crate::template::Problem;
@@ -25,6 +25,11 @@ struct Fake {
     sent: RefCell<Vec<http::Request>>,
     published: RefCell<Vec<(String, String)>>,
     refuses_updates: RefCell<Option<publish::PublishError>>,
+    slept: RefCell<Vec<u64>>,
+    awaited: RefCell<Vec<(String, Option<u64>)>>,
+    signals: RefCell<VecDeque<Result<String, wait::WaitError>>>,
+    started: RefCell<Vec<children::Request>>,
+    ends: RefCell<VecDeque<Result<String, children::AwaitError>>>,
 }
 
 impl Outside for Fake {
@@ -44,6 +49,26 @@ impl Outside for Fake {
     fn send(&self, request: &http::Request) -> Result<http::Response, http::HttpError> {
         self.sent.borrow_mut().push(request.clone());
         self.responses.borrow_mut().pop_front().expect("no response is prepared")
+    }
+
+    fn sleep(&self, ms: u64) -> Result<(), wait::WaitError> {
+        self.slept.borrow_mut().push(ms);
+        Ok(())
+    }
+
+    fn signal(&self, name: &str, timeout_ms: Option<u64>) -> Result<String, wait::WaitError> {
+        self.awaited.borrow_mut().push((name.to_owned(), timeout_ms));
+        self.signals.borrow_mut().pop_front().unwrap_or(Err(wait::WaitError::Timeout))
+    }
+
+    fn start_child(&self, request: &children::Request) -> Result<String, children::StartError> {
+        self.started.borrow_mut().push(request.clone());
+        Ok("child".to_owned())
+    }
+
+    fn await_child(&self, run: &str, _: Option<u64>) -> Result<String, children::AwaitError> {
+        assert_eq!(run, "child");
+        self.ends.borrow_mut().pop_front().expect("no end is prepared")
     }
 }
 

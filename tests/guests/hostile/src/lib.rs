@@ -28,7 +28,7 @@ mod bindings {
 }
 
 use bindings::exports::stepwell::workflow::steps::{Failure, Guest, InputProblem, Outcome, StepContext};
-use bindings::stepwell::workflow::graph::{Edge, Graph, Limits, Node, RetryPolicy};
+use bindings::stepwell::workflow::graph::{Edge, Exhausted, Graph, Limits, Node, RetryPolicy};
 use bindings::stepwell::workflow::types::{FailureKind, Routed};
 use serde::Deserialize;
 
@@ -78,10 +78,16 @@ impl Guest for Hostile {
             topics: vec!["update".to_owned()],
             channel: None,
             input_schema: None,
+            signals: Vec::new(),
+            timeout_ms: None,
         }
     }
 
     fn check_input(_input: String) -> Vec<InputProblem> {
+        Vec::new()
+    }
+
+    fn check_signal(_name: String, _payload: String) -> Vec<InputProblem> {
         Vec::new()
     }
 
@@ -111,7 +117,15 @@ fn node(id: &str, max_attempts: u32, limits: Limits) -> Node {
         id: id.to_owned(),
         description: None,
         needs: vec!["input".to_owned()],
-        retry: RetryPolicy { max_attempts, initial_ms: 10, factor: 2.0, max_ms: 50, jitter: 0.0 },
+        retry: RetryPolicy {
+            max_attempts,
+            initial_ms: 10,
+            factor: 2.0,
+            max_ms: 50,
+            jitter: 0.0,
+            errors: Vec::new(),
+            when_exhausted: Exhausted::Fail,
+        },
         limits,
         opens: None,
         closes: None,
