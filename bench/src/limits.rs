@@ -131,7 +131,7 @@ async fn append_for(journal: &RedbJournal, duration: Duration) -> anyhow::Result
     let queued =
         vec![Event::RunQueued { workflow: workflow()?, version: Digest::from_bytes([1; 32]), input: input.clone() }];
     let summary = RunSummary::after(None, 1, at, &queued);
-    journal.create(&key, Batch { at, events: queued, contents: Vec::new(), summary }, None).await?;
+    journal.create(&key, Batch { at, events: queued, contents: Vec::new(), summary, channel: None }, None).await?;
 
     let step: StepId = "s1".parse().map(stepwell_core::NodeId::into)?;
     let events = vec![
@@ -153,7 +153,8 @@ async fn append_for(journal: &RedbJournal, duration: Duration) -> anyhow::Result
         if started >= until {
             return Ok(times);
         }
-        let batch = Batch { at: clock::now(), events: events.clone(), contents: Vec::new(), summary: None };
+        let batch =
+            Batch { at: clock::now(), events: events.clone(), contents: Vec::new(), summary: None, channel: None };
         journal.append(&key, last_seq, batch).await?;
         last_seq += events.len() as Seq;
         times.push(started.elapsed().as_secs_f64() * 1e6);

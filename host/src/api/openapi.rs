@@ -5,7 +5,7 @@ use utoipa::openapi::OpenApi as Document;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 
-use super::{admin, artifacts, events, providers, runs, secrets, wire, workflows};
+use super::{admin, artifacts, channels, events, providers, runs, secrets, settings, stream_tokens, wire, workflows};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -30,6 +30,12 @@ use super::{admin, artifacts, events, providers, runs, secrets, wire, workflows}
         runs::steps,
         runs::cancel,
         events::get,
+        channels::get,
+        stream_tokens::of_run,
+        stream_tokens::of_channel,
+        settings::rotate,
+        settings::cors,
+        settings::put_cors,
         artifacts::list,
         artifacts::get,
         secrets::list,
@@ -44,7 +50,7 @@ use super::{admin, artifacts, events, providers, runs, secrets, wire, workflows}
         admin::create_key,
         admin::revoke_key,
     ),
-    components(schemas(wire::EventSchema)),
+    components(schemas(wire::EventSchema, wire::ChannelEventSchema)),
     modifiers(&ApiKey),
 )]
 struct Api;

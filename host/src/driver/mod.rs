@@ -179,6 +179,19 @@ impl Driver {
         input: Json,
         idempotency: Option<IdempotencyKey>,
     ) -> Result<Started, StartError> {
+        self.start_correlated(tenant, workflow, version, input, idempotency, None).await
+    }
+
+    /// The same, for a run that is known by something of the caller's.
+    pub async fn start_correlated(
+        &self,
+        tenant: &TenantId,
+        workflow: &WorkflowName,
+        version: Option<Digest>,
+        input: Json,
+        idempotency: Option<IdempotencyKey>,
+        correlation: Option<String>,
+    ) -> Result<Started, StartError> {
         let shared = &self.shared;
         if shared.stopping.is_cancelled() {
             return Err(StartError::Stopping);
@@ -198,7 +211,7 @@ impl Driver {
 
         let key = RunKey { tenant: tenant.clone(), run: clock::run_id() };
         let (reply, answer) = oneshot::channel();
-        let new = Beginning::New { graph, workflow: workflow.clone(), version, input, idempotency, reply };
+        let new = Beginning::New { graph, workflow: workflow.clone(), version, input, idempotency, correlation, reply };
         // In the registry before it is on disk: from the first moment that somebody can name the run, it has its loop.
         // And a task of its own, so that a client who hangs up does not leave half a run.
         let (inbox, messages) = shared.registry.enter(&key);

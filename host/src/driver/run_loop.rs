@@ -58,6 +58,7 @@ pub(super) enum Beginning {
         version: Digest,
         input: Json,
         idempotency: Option<IdempotencyKey>,
+        correlation: Option<String>,
         reply: oneshot::Sender<Result<Created, JournalError>>,
     },
     /// It is in the journal.
@@ -245,8 +246,9 @@ impl RunLoop {
     ) -> Result<Option<Self>, JournalError> {
         match beginning {
             Beginning::Recovered => Self::recover(shared, key, inbox),
-            Beginning::New { graph, workflow, version, input, idempotency, reply } => {
+            Beginning::New { graph, workflow, version, input, idempotency, correlation, reply } => {
                 let mut this = Self::new(shared, key, inbox, graph);
+                let channel = this.run.graph().spec().channel.clone();
                 let (input, content) = payload_of(input);
                 let queued = this.decide(Input::Queue { workflow, version, input }, content).and_then(|()| {
                     this.room = shared.room.try_acquire(&key.tenant);
@@ -257,7 +259,11 @@ impl RunLoop {
                     tracing::error!(run = %key, %refusal, "a new run was refused"); // the core refuses no first event
                     return Ok(None);
                 }
-                let (batch, last_seq) = this.take_staged();
+                let (mut batch, last_seq) = this.take_staged();
+                for summary in [&mut this.summary, &mut batch.summary].into_iter().flatten() {
+                    (summary.channel, summary.correlation) = (channel.clone(), correlation.clone());
+                }
+                batch.channel = channel;
                 let created = shared.journal.create(key, batch, idempotency).await;
                 this.durable = last_seq;
                 let is_new = matches!(created, Ok(Created::New));
@@ -506,7 +512,8 @@ impl RunLoop {
         if summary.is_some() {
             self.summary.clone_from(&summary);
         }
-        (Batch { at: self.last_at, events, contents, summary }, last_seq)
+        let channel = self.summary.as_ref().and_then(|summary| summary.channel.clone());
+        (Batch { at: self.last_at, events, contents, summary, channel }, last_seq)
     }
 
     fn append_staged(&mut self) {

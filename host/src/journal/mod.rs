@@ -9,9 +9,12 @@
 //! [`Journal`] is the small trait that the driver and the streams see. It asks for no transaction across runs and
 //! for no local order beyond one run, so that a replicated log can stand behind it as well. [`redb`] is the
 //! implementation: one file, one writer thread, one fsync for all that waits ([`writer`]).
-//! [`catalog`] keeps what is not a run in the same file: tenants, keys, workflows, versions.
+//! [`channels`] has one order for many runs. [`catalog`] keeps what is not a run in the same file: tenants, keys, workflows, versions; and [`access`] what says who
+//! may read streams from a browser.
 
+pub mod access;
 pub mod catalog;
+pub mod channels;
 mod keys;
 mod record;
 pub mod redb;
@@ -44,6 +47,8 @@ pub struct Batch {
     pub contents: Vec<Content>,
     /// What the run's summary says once they are on disk; `None` leaves it as it is.
     pub summary: Option<RunSummary>,
+    /// The channel that the run's updates reach besides.
+    pub channel: Option<String>,
 }
 
 /// Bytes that an event refers to by their hash.
@@ -83,6 +88,12 @@ pub struct RunSummary {
     pub ended_at: Option<Timestamp>,
     /// The number of the event that brought it where it stands.
     pub status_seq: Seq,
+    /// The channel that its updates reach besides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub channel: Option<String>,
+    /// What whoever started it knows it by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub correlation: Option<String>,
 }
 
 /// A client's promise that two requests are the same one.
@@ -110,6 +121,8 @@ pub struct RunFilter {
     pub workflow: Option<WorkflowName>,
     /// Only runs with this status.
     pub status: Option<RunStatus>,
+    /// Only runs that were started with this.
+    pub correlation: Option<String>,
     /// Only runs older than this one.
     pub before: Option<RunId>,
 }
@@ -140,6 +153,12 @@ pub enum JournalError {
     /// The idempotency key was used for another request.
     #[error("the idempotency key was used for another request")]
     IdempotencyMismatch,
+    /// What was asked for begins before the first event that still exists.
+    #[error("the history begins with {first_seq}")]
+    Truncated {
+        /// The first that exists.
+        first_seq: Seq,
+    },
     /// Stored bytes do not read as what they should be.
     #[error("{what} is damaged: {reason}")]
     Damaged {
@@ -192,7 +211,8 @@ pub trait Journal: Send + Sync + 'static {
     fn append(&self, key: &RunKey, last_seq: Seq, batch: Batch) -> BoxFuture<'_, Result<(), JournalError>>;
 
     /// The events of a run after `after`, oldest first, until `bytes_max` of stored events are exceeded; empty when
-    /// there are none, and for a run that does not exist.
+    /// there are none, and for a run that does not exist. [`JournalError::Truncated`] when events after `after` were
+    /// deleted and later ones exist: nobody goes over a gap without being told.
     fn read(&self, key: &RunKey, after: Seq, bytes_max: usize) -> Result<Vec<Recorded>, JournalError>;
 
     /// Follows how far a run's journal goes. The first value is the state at some moment after the call: whoever
@@ -229,6 +249,8 @@ impl RunSummary {
                     started_at: None,
                     ended_at: None,
                     status_seq: seq,
+                    channel: None,
+                    correlation: None,
                 });
             }
             if let (Some(status), Some(summary)) = (RunStatus::after(event), summary.as_mut()) {

@@ -50,7 +50,7 @@ mod tests {
     use super::*;
 
     fn batch(events: Vec<Event>) -> Batch {
-        Batch { at: Timestamp::from_millis(1_700_000_000_000), events, contents: vec![], summary: None }
+        Batch { at: Timestamp::from_millis(1_700_000_000_000), events, contents: vec![], summary: None, channel: None }
     }
 
     /// The stored format is a promise: when this changes, records already written must still read.
