@@ -18,7 +18,7 @@ use crate::access::{self, Access, DEV};
 use crate::api::{self, App};
 use crate::connections::{Connections, STALL_SECONDS_DEFAULT};
 use crate::cors::Origins;
-use crate::driver::{Driver, DriverConfig, Outside};
+use crate::driver::{Driver, DriverConfig, Outside, UPDATES_PER_SECOND_DEFAULT};
 use crate::journal::RedbJournal;
 use crate::journal::catalog::TenantRecord;
 use crate::sandbox::{Sandbox, SandboxConfig, compile};
@@ -53,6 +53,9 @@ pub(super) struct ServeArgs {
     /// The same for one tenant [default: three quarters of all]
     #[arg(long, env = "STEPWELL_ACTIVE_RUNS_PER_TENANT")]
     active_runs_per_tenant: Option<usize>,
+    /// Updates that one tenant may publish in a second; steps that publish faster wait
+    #[arg(long, env = "STEPWELL_UPDATES_PER_SECOND", default_value_t = UPDATES_PER_SECOND_DEFAULT, value_parser = clap::value_parser!(u32).range(1..))]
+    updates_per_second: u32,
     /// Seconds that a stopping server waits for steps that are under way
     #[arg(long, env = "STEPWELL_GRACE_SECONDS", default_value_t = 10)]
     grace_seconds: u64,
@@ -133,6 +136,7 @@ async fn serve_until_told(args: ServeArgs) -> anyhow::Result<()> {
     let config = DriverConfig {
         active_runs_max: active_runs,
         active_runs_per_tenant: args.active_runs_per_tenant.unwrap_or(active_runs - active_runs / 4),
+        updates_per_second: args.updates_per_second,
         grace: Duration::from_secs(args.grace_seconds),
     };
     let vault =

@@ -14,11 +14,13 @@
 //! ```
 //!
 //! Runs share no lock but the registry's, which is split and held for a lookup. Read on: [`run_loop`], [`elements`] (the
-//! items of an `each`), [`interrupted`] (calls whose answer a crash took), [`outside`] (requests, models, secrets).
+//! items of an `each`), [`interrupted`] (calls whose answer a crash took), [`outside`] (requests, models, secrets),
+//! [`publish_rate`] (how fast a tenant may publish).
 
 mod elements;
 mod interrupted;
 mod outside;
+mod publish_rate;
 mod registry;
 mod run_loop;
 mod step_host;
@@ -37,6 +39,8 @@ use tokio_util::task::TaskTracker;
 
 use self::elements::Elements;
 pub use self::outside::Outside;
+use self::publish_rate::PublishRates;
+pub use self::publish_rate::UPDATES_PER_SECOND_DEFAULT;
 use self::registry::{Inbox, Messages, Registry};
 use self::run_loop::{Beginning, Message, RunLoop};
 pub(crate) use self::run_loop::{artifact_id, read_payload};
@@ -58,6 +62,8 @@ pub struct DriverConfig {
     pub active_runs_max: usize,
     /// The same for one tenant.
     pub active_runs_per_tenant: usize,
+    /// Updates that one tenant may publish in a second; after a pause, those of two seconds at once.
+    pub updates_per_second: u32,
     /// How long a stopping host waits for attempts that are under way. What is cut off runs again after the start.
     pub grace: Duration,
 }
@@ -78,6 +84,7 @@ struct Shared {
     registry: Registry,
     graphs: Mutex<LruCache<(TenantId, WorkflowName, Digest), Arc<Graph>>>,
     room: Permits,
+    publish_rates: PublishRates,
     stopping: CancellationToken,
     loops: TaskTracker,
     grace: Duration,
@@ -147,6 +154,7 @@ impl Driver {
             registry: Registry::default(),
             graphs: Mutex::new(LruCache::new(GRAPHS_MAX)),
             room: Permits::new(config.active_runs_max, config.active_runs_per_tenant),
+            publish_rates: PublishRates::new(config.updates_per_second),
             stopping: CancellationToken::new(),
             loops: TaskTracker::new(),
             grace: config.grace,

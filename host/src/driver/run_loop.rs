@@ -608,6 +608,7 @@ impl RunLoop {
             step: step.clone(),
             attempt,
             outside: self.shared.outside.clone(),
+            rate: self.shared.publish_rates.of(&self.key.tenant),
         });
         let (key, journal) = (self.key.clone(), Arc::clone(&self.shared.journal));
         let events = self.interrupted.take(&step, attempt);

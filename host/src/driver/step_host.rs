@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use super::outside::Outside;
+use super::publish_rate::PublishRate;
 use super::registry::Inbox;
 use super::run_loop::Message;
 use crate::sandbox::{Authorization, CompletionError, HostRefusal, StepHost, StoredArtifact};
@@ -26,6 +27,7 @@ pub(super) struct LoopHost {
     pub(super) step: StepId,
     pub(super) attempt: u32,
     pub(super) outside: Outside,
+    pub(super) rate: PublishRate,
 }
 
 impl LoopHost {
@@ -59,7 +61,11 @@ impl StepHost for LoopHost {
         let (reply, answer) = oneshot::channel();
         let message =
             Message::Publish { step: self.step.clone(), attempt: self.attempt, topic, payload, within_call, reply };
-        self.ask(message, answer).boxed()
+        async move {
+            self.rate.turn().await;
+            self.ask(message, answer).await
+        }
+        .boxed()
     }
 
     fn log(&self, level: LogLevel, message: String) -> BoxFuture<'_, Result<(), HostRefusal>> {
