@@ -47,7 +47,12 @@ impl Host {
             compiler: env!("CARGO_BIN_EXE_stepwell").into(),
         });
         let sandbox = Arc::new(sandbox.unwrap());
-        let config = DriverConfig { active_runs_max: 10, active_runs_per_tenant: 10, grace: Duration::ZERO };
+        let config = DriverConfig {
+            active_runs_max: 10,
+            active_runs_per_tenant: 10,
+            updates_per_second: 5_000,
+            grace: Duration::ZERO,
+        };
         let vault = Arc::new(Vault::open(code.path(), false).unwrap());
         let outbound = Outbound::new(OutboundConfig::default()).unwrap();
         let outside = Outside { outbound, journal: Arc::clone(&journal), vault };
@@ -132,7 +137,12 @@ async fn a_host_that_stops_leaves_what_it_cut_off_to_the_next() {
     assert!(!kinds.contains(&"step.failed") && !kinds.contains(&"run.cancelled"), "stopping is no event: {kinds:?}");
     assert_eq!(host.journal.unfinished(None, 10).unwrap(), std::slice::from_ref(&key));
 
-    let config = DriverConfig { active_runs_max: 10, active_runs_per_tenant: 10, grace: Duration::ZERO };
+    let config = DriverConfig {
+        active_runs_max: 10,
+        active_runs_per_tenant: 10,
+        updates_per_second: 5_000,
+        grace: Duration::ZERO,
+    };
     let next = Driver::new(Arc::clone(&host.journal), Arc::clone(&host.sandbox), host.outside.clone(), &config);
     assert_eq!(next.recover().await.unwrap(), 1);
     let again = || async {

@@ -6,6 +6,7 @@ use std::sync::{Arc, Condvar, Mutex};
 
 use redb::StorageBackend;
 use sha2::{Digest as _, Sha256};
+use stepwell::journal::channels::{ChannelFilter, ChannelKey};
 use stepwell::journal::{
     Batch, Content, Created, IdempotencyKey, Journal, JournalError, RedbJournal, RunFilter, RunSummary,
 };
@@ -161,8 +162,14 @@ fn json(text: &str) -> Payload {
 
 fn batch(before: Option<&RunSummary>, first_seq: Seq, events: Vec<Event>, contents: Vec<Content>) -> Batch {
     let at = Timestamp::from_millis(1_000 + first_seq);
-    let summary = RunSummary::after(before, first_seq, at, &events);
-    Batch { at, events, contents, summary, ..Batch::default() }
+    let mut summary = RunSummary::after(before, first_seq, at, &events);
+    let channel = Some(channel().channel);
+    summary.iter_mut().for_each(|summary| summary.channel.clone_from(&channel));
+    Batch { at, events, contents, summary, channel, ..Batch::default() }
+}
+
+fn channel() -> ChannelKey {
+    ChannelKey { tenant: key(0).tenant, channel: "c".to_owned() }
 }
 
 fn first_events() -> Vec<Event> {
@@ -232,6 +239,10 @@ async fn work(journal: &Arc<RedbJournal>) -> BTreeMap<u8, Vec<Event>> {
 /// What must hold after any crash.
 async fn check(journal: &RedbJournal, acknowledged: &BTreeMap<u8, Vec<Event>>, what: &str) {
     let unfinished = journal.unfinished(None, 100).unwrap();
+    let entries = journal.channel(&channel(), &ChannelFilter::default(), 0, 1_000, usize::MAX).unwrap().entries;
+    let cursors: Vec<u64> = entries.iter().map(|entry| entry.cursor).collect();
+    assert_eq!(cursors, (1..=entries.len() as u64).collect::<Vec<u64>>(), "{what}: a channel has no gaps");
+    assert_eq!(journal.channel_bounds(&channel()).unwrap(), (1, entries.len() as u64), "{what}");
     for (run, events) in acknowledged {
         let key = key(*run);
         let found = journal.read(&key, 0, usize::MAX).unwrap();
@@ -254,6 +265,11 @@ async fn check(journal: &RedbJournal, acknowledged: &BTreeMap<u8, Vec<Event>>, w
                 journal.content(&key.tenant, &content.sha256).unwrap().expect("content is there with its event");
             assert_eq!(Digest::from_bytes(Sha256::digest(&bytes).into()), content.sha256);
         }
+        // The channel has of it what it should, in its order.
+        let shown = |event: &&Event| event.is_terminal() || matches!(event, Event::StepUpdate { .. });
+        let shown: Vec<&Event> = found.iter().filter(shown).collect();
+        let entries = entries.iter().filter(|entry| entry.run == key.run);
+        assert_eq!(entries.map(|entry| &entry.recorded.event).collect::<Vec<_>>(), shown, "{what}: run {run}");
         // And it goes on from there.
         if open {
             let next = batch(None, found.len() as Seq + 1, vec![update(7)], vec![]);
@@ -358,6 +374,14 @@ async fn retention_deletes_a_run_with_all_that_only_it_refers_to() {
     assert!(journal.content(&tenant, &own.sha256).unwrap().is_none(), "nobody refers to it any more");
     assert!(journal.content(&tenant, &shared.sha256).unwrap().is_some(), "the third run does");
 
+    // Their ends were the channel's first two entries. Their numbers are not given again.
+    assert_eq!(journal.channel_bounds(&channel()).unwrap(), (3, 2));
+    let read = |after| journal.channel(&channel(), &ChannelFilter::default(), after, 10, usize::MAX);
+    assert!(matches!(read(1), Err(JournalError::Truncated { first_seq: 3 })));
+    assert_eq!((read(2).unwrap().entries.len(), read(2).unwrap().cursor), (0, 2));
+    journal.append(&key(3), 3, batch(None, 4, vec![update(1)], vec![])).await.unwrap();
+    assert_eq!(read(2).unwrap().entries.iter().map(|entry| entry.cursor).collect::<Vec<_>>(), [3]);
+
     assert_eq!(journal.delete_old_idempotency_keys(before(2_000)).await.unwrap(), 0);
     let later = before(2_000 + stepwell::journal::IDEMPOTENCY_TTL_MS);
     assert_eq!(journal.delete_old_idempotency_keys(later).await.unwrap(), 3);
@@ -379,4 +403,59 @@ async fn one_tenants_lists_hold_nothing_of_anothers() {
         let page = journal.runs(&tenant.parse().unwrap(), &RunFilter::default(), 100).unwrap();
         assert_eq!(page.runs.iter().map(|(run, _)| *run).collect::<Vec<_>>(), runs, "{tenant}");
     }
+}
+
+#[tokio::test]
+async fn a_channel_is_read_in_parts_of_any_size_and_by_what_is_wanted_of_it() {
+    let journal = Arc::new(RedbJournal::open_backend(Disk::new(vec![], u64::MAX)).unwrap());
+    for run in 1..=3u8 {
+        let mut first = batch(None, 1, first_events(), vec![]);
+        first.summary.as_mut().unwrap().correlation = Some(format!("task-{}", run % 2));
+        journal.create(&key(run), first, None).await.unwrap();
+    }
+    for n in 0..5u64 {
+        for run in 1..=3u8 {
+            let line = Event::StepLog {
+                step: "a".parse::<NodeId>().unwrap().into(),
+                attempt: 1,
+                level: stepwell_core::event::LogLevel::Info,
+                message: "not shown".to_owned(),
+            };
+            let events = vec![update(n), line, update(n + 100), update(n + 200)];
+            journal.append(&key(run), 3 + n * 4, batch(None, 4 + n * 4, events, vec![])).await.unwrap();
+        }
+    }
+    let all = |filter: ChannelFilter, entries_max, bytes_max| {
+        let (mut cursor, mut found) = (0, Vec::new());
+        loop {
+            let page = journal.channel(&channel(), &filter, cursor, entries_max, bytes_max).unwrap();
+            assert!(page.entries.len() <= entries_max && page.cursor >= cursor);
+            cursor = page.cursor;
+            found.extend(page.entries.into_iter().map(|entry| (entry.cursor, entry.run, entry.recorded.seq)));
+            if !page.has_more {
+                assert_eq!(cursor, 45);
+                return found;
+            }
+        }
+    };
+    let whole = all(ChannelFilter::default(), usize::MAX, usize::MAX);
+    assert_eq!(whole.iter().map(|(cursor, ..)| *cursor).collect::<Vec<_>>(), (1..=45).collect::<Vec<u64>>());
+    for entries_max in 1..=7 {
+        assert_eq!(all(ChannelFilter::default(), entries_max, usize::MAX), whole);
+        assert_eq!(all(ChannelFilter::default(), entries_max, 0), whole);
+    }
+    let of = |wanted: &[u8]| {
+        whole.iter().filter(|(_, run, _)| wanted.contains(&run.as_bytes()[0])).copied().collect::<Vec<_>>()
+    };
+    let filtered = |filter| all(filter, 4, usize::MAX);
+    assert_eq!(filtered(ChannelFilter { run: Some(key(2).run), ..Default::default() }), of(&[2]));
+    assert_eq!(filtered(ChannelFilter { correlation: Some("task-1".to_owned()), ..Default::default() }), of(&[1, 3]));
+    assert_eq!(filtered(ChannelFilter { workflow: Some("w".parse().unwrap()), ..Default::default() }), whole);
+    assert_eq!(filtered(ChannelFilter { workflow: Some("v".parse().unwrap()), ..Default::default() }), []);
+    assert_eq!(filtered(ChannelFilter { topics: Some(["other".to_owned()].into()), ..Default::default() }), []);
+    // A position within an append, and one beyond the end.
+    let after = journal.channel(&channel(), &ChannelFilter::default(), 2, 2, usize::MAX).unwrap();
+    assert_eq!(after.entries.iter().map(|entry| entry.cursor).collect::<Vec<_>>(), [3, 4]);
+    let beyond = journal.channel(&channel(), &ChannelFilter::default(), 1_000, 2, usize::MAX).unwrap();
+    assert_eq!((beyond.entries.len(), beyond.cursor, beyond.has_more), (0, 1_000, false));
 }

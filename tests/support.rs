@@ -371,6 +371,10 @@ pub(crate) struct Frames {
 }
 
 impl Frames {
+    pub(crate) fn of(response: Response) -> Self {
+        Self { response, unread: Vec::new() }
+    }
+
     /// The next frame with an event; `None` when the server has closed the stream or the connection is gone.
     pub(crate) async fn next(&mut self) -> Option<Frame> {
         loop {

@@ -7,7 +7,7 @@
 //! JSON file is on. Everything it wrote is removed at the end, however that comes.
 //!
 //! Read on: [`server`] (the process that is measured), [`http`] (how it is talked to), [`load`] (clients that start
-//! runs), [`streams`] (clients that follow runs), [`graphs`] (graphs that are saved), [`limits`] (sandbox and journal by themselves), [`report`].
+//! runs), [`streams`] (clients that follow runs), [`subscribers`] (many of them, and many updates), [`graphs`] (graphs that are saved), [`limits`] (sandbox and journal by themselves), [`report`].
 //!
 //! # One thread
 //! All clients together have one thread. On a machine with few cores they compete with the server for them, and
@@ -21,6 +21,7 @@ mod load;
 mod report;
 mod server;
 mod streams;
+mod subscribers;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -28,7 +29,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use bytes::Bytes;
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use serde_json::json;
 
 use self::limits::Workflow;
@@ -48,6 +49,8 @@ const CLIENTS_COMPARED: usize = 64;
 const CLIENTS_GROWING: usize = 200;
 /// Clients that start runs without waiting for their end.
 const CLIENTS_ACCEPTED: usize = 500;
+/// Runs that publish at once, as fast as they can.
+const FLOODING_RUNS: usize = 200;
 /// Measurements of which the median counts. Machines have neighbours.
 const COMPARED_TIMES: usize = 3;
 
@@ -69,6 +72,19 @@ struct Args {
     /// Less than a minute instead of a few: shorter measurements, a journal of 5,000 runs instead of 100,000
     #[arg(long)]
     quick: bool,
+    /// Only this part of the measurements; figures of the others stay in the file
+    #[arg(long, value_enum)]
+    only: Option<Part>,
+}
+
+/// A part of the measurements.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    Limits,
+    Graphs,
+    Levels,
+    Subscribers,
+    Growth,
 }
 
 /// How long things take.
@@ -90,6 +106,10 @@ struct Plan {
     saved_graphs: usize,
     /// Versions on one server.
     versions: usize,
+    /// Subscribers to whom nothing happens.
+    idle_subscribers: usize,
+    /// Subscribers of one run that publishes.
+    busy_subscribers: usize,
 }
 
 impl Plan {
@@ -102,6 +122,8 @@ impl Plan {
         grown_runs: 100_000,
         saved_graphs: 30,
         versions: 1_000,
+        idle_subscribers: 10_000,
+        busy_subscribers: 1_000,
     };
     const QUICK: Self = Self {
         warm_up: Duration::from_millis(500),
@@ -112,6 +134,8 @@ impl Plan {
         grown_runs: 5_000,
         saved_graphs: 5,
         versions: 20,
+        idle_subscribers: 1_000,
+        busy_subscribers: 100,
     };
 
     const fn level(&self, clients: usize) -> Level {
@@ -159,10 +183,18 @@ async fn bench(args: Args) -> anyhow::Result<()> {
 
     let mut report = Report::begin(args.quick);
     let bench = Bench { args, plan, noop, probe, disk };
-    bench.limits(&mut report).await?;
-    bench.graphs(&mut report).await?;
-    bench.levels(&mut report).await?;
-    bench.growth(&mut report).await?;
+    for part in [Part::Limits, Part::Graphs, Part::Levels, Part::Subscribers, Part::Growth] {
+        if bench.args.only.is_some_and(|only| only != part) {
+            continue;
+        }
+        match part {
+            Part::Limits => bench.limits(&mut report).await?,
+            Part::Graphs => bench.graphs(&mut report).await?,
+            Part::Levels => bench.levels(&mut report).await?,
+            Part::Subscribers => bench.subscribers(&mut report).await?,
+            Part::Growth => bench.growth(&mut report).await?,
+        }
+    }
     report.finish(&bench.args.json)
 }
 
@@ -265,6 +297,35 @@ impl Bench {
         let note = format!("POST to 202, the run is on disk; {rate} accepted/s");
         report.latencies(&format!("accept_{{}}_ms_{CLIENTS_ACCEPTED}"), &accepted.latencies_ms, &note);
         report.failures("runs in the backlog", &load::drain(&server).await?);
+        server.stop().await
+    }
+
+    /// Many updates, and many who follow them.
+    async fn subscribers(&self, report: &mut Report) -> anyhow::Result<()> {
+        let Plan { idle_subscribers, busy_subscribers, .. } = self.plan;
+        let server = self.server().await?;
+        subscribers::prepare(&server, &self.probe).await?;
+        report.part("Updates on disk: runs that publish as fast as they are let, without the limit of a tenant");
+        let one = subscribers::flood_one(&server).await?;
+        report.row("updates_per_s_1_run", one, "/s", "one run, until its subscriber has them all");
+        let many = subscribers::flood_many(&server, FLOODING_RUNS, subscribers::ENTRIES_AFTER_ONE).await?;
+        report.row("updates_per_s_200_runs", many, "/s", "200 runs at once, until all have ended");
+
+        report.part("Subscribers: from the host's ordering of an update to a subscriber having it");
+        let followed = subscribers::follow(&server, subscribers::PUBLISHING_RUNS, 1).await?;
+        report.failures("following runs", &followed.failures);
+        let rate = report::thousands(followed.updates_per_s);
+        let note = format!("{rate} updates/s, the words of models, each run with a subscriber");
+        report.latencies("publish_to_sse_{}_ms_1000_per_s", &followed.latencies_ms, &note);
+        let followed = subscribers::follow(&server, 1, busy_subscribers).await?;
+        report.failures("following one run", &followed.failures);
+        let note = format!("{busy_subscribers} subscribers of one run with {:.0} updates/s", followed.updates_per_s);
+        report.row("deliveries_per_s_1000_subscribers", followed.deliveries_per_s, "/s", &note);
+        report.latencies("publish_to_sse_{}_ms_1000_subscribers", &followed.latencies_ms, "the same");
+        report.row("subscriber_busy_bytes", followed.bytes_each, "B", "memory of the server for each of them");
+        let idle = subscribers::idle(&server, idle_subscribers).await?;
+        let note = format!("the same for each of {idle_subscribers} to whom nothing happens");
+        report.row("subscriber_idle_bytes", idle, "B", &note);
         server.stop().await
     }
 

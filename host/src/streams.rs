@@ -1,4 +1,4 @@
-//! A run's journal as a stream.
+//! A run's journal as a stream, and a channel.
 //!
 //! Owns: reading on from a position, and waiting for more.
 //! Does not: keep events in memory. The [tail](crate::journal::Tail) says how far the journal goes, and what there is
@@ -10,10 +10,13 @@ use std::sync::Arc;
 
 use stepwell_core::{Recorded, RunKey, Seq};
 
-use crate::journal::{Journal, JournalError, Tail, TailState};
+use crate::journal::channels::{ChannelEntry, ChannelFilter, ChannelKey};
+use crate::journal::{Journal, JournalError, RedbJournal, Tail, TailState};
 
 /// Stored bytes read for a subscriber at once.
 const PAGE_BYTES: usize = 256 << 10;
+/// Entries of a channel read for a subscriber at once: that many small updates have about those bytes.
+const PAGE_ENTRIES: usize = 1_000;
 
 /// The events of one run from a position on.
 #[derive(Debug)]
@@ -25,10 +28,14 @@ pub struct RunStream<J> {
 }
 
 impl<J: Journal> RunStream<J> {
-    /// Starts after an event; 0 starts with the first. The run must exist.
+    /// Starts after an event; 0 starts with the first. The run must exist. [`JournalError::Truncated`] when what would
+    /// come first does not exist any more.
     pub fn new(journal: Arc<J>, key: RunKey, after: Seq) -> Result<Self, JournalError> {
         // The listener stands before the first read.
         let tail = journal.tail(&key)?;
+        if tail.state().last_seq > after {
+            journal.read(&key, after, 0)?; // told now, and not in the middle of an answer
+        }
         Ok(Self { journal, key, tail, after })
     }
 
@@ -62,5 +69,48 @@ impl<J: Journal> RunStream<J> {
             }
         }
         Ok(Some(page))
+    }
+}
+
+/// The entries of a channel from a position on. It does not end.
+#[derive(Debug)]
+pub struct ChannelStream {
+    journal: Arc<RedbJournal>,
+    key: ChannelKey,
+    filter: ChannelFilter,
+    tail: Tail<ChannelKey>,
+    after: u64,
+}
+
+impl ChannelStream {
+    /// Starts after an entry; `None` starts with the first that exists. [`JournalError::Truncated`] when what would come
+    /// first was deleted.
+    pub fn new(
+        journal: Arc<RedbJournal>,
+        key: ChannelKey,
+        filter: ChannelFilter,
+        after: Option<u64>,
+    ) -> Result<Self, JournalError> {
+        // The listener stands before the first read.
+        let tail = journal.channel_tail(&key)?;
+        let (first_seq, _) = journal.channel_bounds(&key)?;
+        let after = after.unwrap_or(first_seq - 1);
+        if after.saturating_add(1) < first_seq {
+            return Err(JournalError::Truncated { first_seq });
+        }
+        Ok(Self { journal, key, filter, tail, after })
+    }
+
+    /// The next entries, at least one; waits for them. Cancel safe: entries are given out only by returning.
+    pub async fn next(&mut self) -> Result<Vec<ChannelEntry>, JournalError> {
+        loop {
+            self.tail.beyond(self.after).await;
+            let page = self.journal.channel(&self.key, &self.filter, self.after, PAGE_ENTRIES, PAGE_BYTES)?;
+            self.after = page.cursor;
+            if !page.entries.is_empty() {
+                return Ok(page.entries);
+            }
+            tokio::task::yield_now().await; // a filter that matches little must not hold up others
+        }
     }
 }

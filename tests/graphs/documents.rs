@@ -108,6 +108,6 @@ async fn every_document_on_the_page_does_what_is_written_below_it() {
         }
     }
     assert!(seen > 30, "the page has lost its examples: {seen}");
-    let all = ["branch", "component", "http", "join", "llm", "loop", "map", "transform"];
+    let all = ["branch", "component", "http", "join", "llm", "loop", "map", "signal", "sleep", "transform", "workflow"];
     assert_eq!(kinds.iter().map(String::as_str).collect::<Vec<_>>(), all);
 }

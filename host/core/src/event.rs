@@ -385,6 +385,32 @@ pub enum LogLevel {
 }
 
 impl Event {
+    /// All kinds there are, for those who are asked for one.
+    pub const KINDS: &'static [&'static str] = &[
+        "run.queued",
+        "run.started",
+        "run.suspended",
+        "run.resumed",
+        "run.paused",
+        "signal.received",
+        "run.completed",
+        "run.failed",
+        "run.cancelled",
+        "step.started",
+        "step.update",
+        "step.call",
+        "step.log",
+        "step.artifact",
+        "step.suspended",
+        "step.resumed",
+        "step.completed",
+        "step.failed",
+        "step.rolled_back",
+        "step.skipped",
+        "step.cancelled",
+        "step.taken_over",
+    ];
+
     /// The kind's name: the `event:` of a stream, the `kind` of the JSON form.
     #[must_use]
     pub const fn kind(&self) -> &'static str {
@@ -488,4 +514,22 @@ pub struct Recorded {
     pub at: Timestamp,
     /// The fact.
     pub event: Event,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// A kind that is missing would be refused in a filter, though it exists.
+    #[test]
+    fn every_kind_is_among_the_kinds() {
+        let source = include_str!("event.rs");
+        let renamed = source.lines().filter_map(|line| line.trim().strip_prefix("#[serde(rename = \""));
+        let stored: BTreeSet<&str> = renamed.filter_map(|rest| rest.split('"').next()).collect();
+        assert_eq!(stored, Event::KINDS.iter().copied().collect());
+        assert_eq!(stored.len(), Event::KINDS.len());
+        assert!(Event::KINDS.contains(&Event::RunStarted { deadline: None }.kind()));
+    }
 }

@@ -3,7 +3,7 @@
 
 use axum::extract::{FromRequestParts, Path};
 use axum::http::request::Parts;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use serde::de::DeserializeOwned;
 use stepwell_core::{RunId, RunKey, TenantId};
 
@@ -40,9 +40,9 @@ impl<T: DeserializeOwned + Send> FromRequestParts<App> for Segments<T> {
     }
 }
 
-fn caller(parts: &Parts, app: &App) -> Result<Caller, Problem> {
+fn caller(headers: &HeaderMap, app: &App) -> Result<Caller, Problem> {
     let unauthorized = |detail| Problem::new(StatusCode::UNAUTHORIZED, "unauthorized", detail);
-    let header = parts.headers.get(header::AUTHORIZATION);
+    let header = headers.get(header::AUTHORIZATION);
     let header = header.ok_or_else(|| unauthorized("this needs an API key: `Authorization: Bearer KEY`"))?;
     let text = header.to_str().unwrap_or_default();
     let key =
@@ -50,18 +50,23 @@ fn caller(parts: &Parts, app: &App) -> Result<Caller, Problem> {
     key.and_then(|key| app.access.caller(key)).ok_or_else(|| unauthorized("this API key is not valid"))
 }
 
+/// The tenant whose key a request carries.
+pub(super) fn tenant_of(headers: &HeaderMap, app: &App) -> Result<TenantId, Problem> {
+    match caller(headers, app)? {
+        Caller::Tenant(tenant) => Ok(tenant),
+        Caller::Operator => Err(Problem::new(
+            StatusCode::FORBIDDEN,
+            "not_a_tenant",
+            "the operator's key opens /v1/admin alone; make an API key for a tenant",
+        )),
+    }
+}
+
 impl FromRequestParts<App> for Tenant {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
-        match caller(parts, app)? {
-            Caller::Tenant(tenant) => Ok(Self(tenant)),
-            Caller::Operator => Err(Problem::new(
-                StatusCode::FORBIDDEN,
-                "not_a_tenant",
-                "the operator's key opens /v1/admin alone; make an API key for a tenant",
-            )),
-        }
+        tenant_of(&parts.headers, app).map(Self)
     }
 }
 
@@ -69,7 +74,7 @@ impl FromRequestParts<App> for Operator {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
-        match caller(parts, app)? {
+        match caller(&parts.headers, app)? {
             Caller::Operator => Ok(Self),
             Caller::Tenant(_) => {
                 Err(Problem::new(StatusCode::FORBIDDEN, "not_an_operator", "this is for the operator of this host"))

@@ -1,53 +1,52 @@
 //! A run's events: as a stream (SSE) or as pages, by `Accept`.
 
 use std::collections::HashSet;
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json as Answer;
 use axum::extract::{Query, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
-use axum::response::sse::{Event as Frame, KeepAlive, Sse};
+use axum::http::{HeaderMap, StatusCode, Uri, header};
+use axum::response::sse::Event as Frame;
 use axum::response::{IntoResponse, Response};
-use futures_util::stream::{self, Stream};
 use serde::Deserialize;
 use serde_json::value::{RawValue, to_raw_value};
-use stepwell_core::{Event, Recorded, RunKey, Seq};
+use stepwell_core::{Event, Graph, Recorded, RunKey, Seq};
+use tokio::time::Instant;
 use utoipa::IntoParams;
 
 use super::App;
-use super::auth::{Segments, Tenant};
+use super::auth::Segments;
 use super::problem::{Problem, ProblemBody};
 use super::runs::{limit, query};
+use super::sse;
+use super::viewer::{self, Viewer};
 use super::wire::{EventBody, EventSchema, Page, PageInfo};
-use crate::journal::{Journal, JournalError, RedbJournal};
+use crate::journal::{Journal, JournalError, RedbJournal, error_chain};
+use crate::stream_tokens::Target;
 use crate::streams::RunStream;
 
-/// A comment goes out this often when there is nothing else to say: proxies cut silent connections after a minute or
-/// less.
-const KEEPALIVE: Duration = Duration::from_secs(15);
-/// What a browser waits before it connects again.
-const RETRY: Duration = Duration::from_secs(1);
 /// Events on a page when the client does not say.
-const LIMIT_DEFAULT: usize = 100;
+pub(super) const LIMIT_DEFAULT: usize = 100;
 /// Events on a page at most.
-const LIMIT_MAX: usize = 1_000;
+pub(super) const LIMIT_MAX: usize = 1_000;
 /// Bytes after which a page ends, whatever its limit. An event has 4 MiB at most, so a page has twelve.
-const PAGE_BYTES_MAX: usize = 8 << 20;
+pub(super) const PAGE_BYTES_MAX: usize = 8 << 20;
 /// Stored bytes that are read at once.
 const READ_BYTES: usize = 1 << 20;
 /// Reads for one page at most.
-const READS_MAX: usize = 16;
+pub(super) const READS_MAX: usize = 16;
+/// The longest that a page waits for its first event. Proxies cut connections that are silent for longer.
+const WAIT_SECONDS_MAX: u64 = 60;
 
 /// Which events, and from where.
-#[derive(Debug, Deserialize, IntoParams)]
+#[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct EventsQuery {
     /// Only events after this one. `Last-Event-ID` wins.
     after: Option<Seq>,
-    /// Only updates on these topics, separated by commas. Events that are no updates are not affected.
+    /// Only updates on these topics of the workflow, separated by commas. Events that are no updates are not affected.
     topics: Option<String>,
     /// Only events of these kinds, separated by commas. The terminal event always comes.
     kinds: Option<String>,
@@ -55,13 +54,21 @@ pub(super) struct EventsQuery {
     limit: Option<usize>,
     /// Like `after`; what a page says.
     cursor: Option<Seq>,
+    /// Seconds, 0 to 60, that a page without events waits for one, or for the run's end. Not for streams.
+    wait: Option<u64>,
+    /// A stream token, where there is no `Authorization`.
+    #[serde(rename = "token")]
+    #[param(value_type = Option<String>)]
+    _token: Option<serde::de::IgnoredAny>,
 }
 
-/// Which events a client wants.
+/// Which events a client wants, and may have.
 #[derive(Debug, Default)]
 struct Filter {
     topics: Option<HashSet<String>>,
     kinds: Option<HashSet<String>>,
+    /// The topics that a token is limited to.
+    allowed: Option<HashSet<String>>,
 }
 
 impl Filter {
@@ -69,16 +76,52 @@ impl Filter {
         if event.is_terminal() {
             return true; // without it a client could not tell the end from a cut connection
         }
+        let has = |topics: &Option<HashSet<String>>, topic| topics.as_ref().is_none_or(|topics| topics.contains(topic));
         let topic = match event {
-            Event::StepUpdate { topic, .. } => self.topics.as_ref().is_none_or(|topics| topics.contains(topic)),
+            Event::StepUpdate { topic, .. } => has(&self.topics, topic) && has(&self.allowed, topic),
+            // What steps write and ask for besides is nothing that happens to the run.
+            Event::StepLog { .. } | Event::StepCall { .. } | Event::StepArtifact { .. } => self.allowed.is_none(),
             _ => true,
         };
         topic && self.kinds.as_ref().is_none_or(|kinds| kinds.contains(event.kind()))
     }
 }
 
+/// The parts of a list in a query.
+pub(super) fn words(list: &str) -> HashSet<String> {
+    list.split(',').map(|word| word.trim().to_owned()).collect()
+}
+
+/// A topic that the workflow does not have.
+pub(super) fn unknown_topic(topic: &str) -> Problem {
+    Problem::invalid("unknown_topic", "the workflow has no such topic").with("topic", clipped(topic))
+}
+
+/// What a client sent, for an answer: not more of it than a name has.
+fn clipped(text: &str) -> &str {
+    text.get(..text.floor_char_boundary(64)).unwrap_or_default()
+}
+
+fn known_topics(list: Option<&str>, graph: &Graph) -> Result<Option<HashSet<String>>, Problem> {
+    let Some(list) = list else { return Ok(None) };
+    let topics = words(list);
+    match topics.iter().find(|topic| !graph.has_topic(topic)) {
+        Some(topic) => Err(unknown_topic(topic)),
+        None => Ok(Some(topics)),
+    }
+}
+
+fn known_kinds(list: Option<&str>) -> Result<Option<HashSet<String>>, Problem> {
+    let Some(list) = list else { return Ok(None) };
+    let kinds = words(list);
+    match kinds.iter().find(|kind| !Event::KINDS.contains(&kind.as_str())) {
+        Some(kind) => Err(Problem::invalid("unknown_kind", "there are no such events").with("kind", clipped(kind))),
+        None => Ok(Some(kinds)),
+    }
+}
+
 /// The events of a run: `text/event-stream` follows it to its end, anything else gets a page of JSON.
-#[utoipa::path(get, path = "/v1/runs/{id}/events", tag = "runs",
+#[utoipa::path(get, path = "/v1/runs/{id}/events", tag = "streams",
     params(
         ("id" = String, Path, description = "The run's id."),
         ("Last-Event-ID" = Option<Seq>, Header, description = "Only events after this one."),
@@ -87,33 +130,76 @@ impl Filter {
     responses(
         (status = 200, description = "A page, or with `Accept: text/event-stream` a stream: `id` is the event's seq, `event` its kind, `data` the event. The terminal event is the last.", body = Page<EventSchema>),
         (status = 204, description = "A stream was asked for and nothing follows: the run has ended. A browser stops connecting again."),
+        (status = 400, description = "`invalid_query`", body = ProblemBody),
+        (status = 401, description = "`unauthorized`, `invalid_token`, `expired_token`", body = ProblemBody),
+        (status = 403, description = "`out_of_scope`", body = ProblemBody),
         (status = 404, description = "`unknown_run`", body = ProblemBody),
+        (status = 410, description = "`history_truncated`, with `first_seq`", body = ProblemBody),
+        (status = 422, description = "`unknown_topic`, `unknown_kind`", body = ProblemBody),
     ))]
 pub(super) async fn get(
     State(app): State<App>,
-    tenant: Tenant,
-    Segments(id): Segments<String>,
+    id: Result<Segments<String>, Problem>,
+    uri: Uri,
     asked: Result<Query<EventsQuery>, axum::extract::rejection::QueryRejection>,
     headers: HeaderMap,
-) -> Result<Response, Problem> {
-    let key = tenant.run(&id)?;
-    let asked = query(asked)?;
-    app.journal.summary(&key)?.ok_or_else(Problem::unknown_run)?;
-    let after = last_event_id(&headers)?.or(asked.after).or(asked.cursor).unwrap_or(0);
-    let words = |list: String| list.split(',').map(|word| word.trim().to_owned()).collect();
-    let filter = Filter { topics: asked.topics.map(words), kinds: asked.kinds.map(words) };
-    let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    if accept.contains("text/event-stream") {
-        follow(app, key, after, filter)
-    } else {
-        page(&app, &key, after, &filter, limit(asked.limit, LIMIT_DEFAULT, LIMIT_MAX)?)
+) -> Response {
+    match Viewer::of(&app, &headers, &uri) {
+        Ok(viewer) => {
+            let answer = answer(&app, &viewer, id, asked, &headers).await;
+            viewer::finish(&app, &headers, Some(&viewer.tenant), answer)
+        }
+        Err(denied) => viewer::finish(&app, &headers, denied.tenant.as_ref(), Err(denied.problem)),
     }
 }
 
-fn last_event_id(headers: &HeaderMap) -> Result<Option<Seq>, Problem> {
+async fn answer(
+    app: &App,
+    viewer: &Viewer,
+    id: Result<Segments<String>, Problem>,
+    asked: Result<Query<EventsQuery>, axum::extract::rejection::QueryRejection>,
+    headers: &HeaderMap,
+) -> Result<Response, Problem> {
+    let Segments(id) = id?;
+    let run = id.parse().map_err(|_| Problem::unknown_run())?;
+    let key = RunKey { tenant: viewer.tenant.clone(), run };
+    if !viewer.may_open(&Target::Run(run)) {
+        return Err(Problem::unknown_run());
+    }
+    let asked = query(asked)?;
+    let summary = app.journal.summary(&key)?.ok_or_else(Problem::unknown_run)?;
+    let after = last_event_id(headers)?.or(asked.after).or(asked.cursor).unwrap_or(0);
+    let graph = app.driver.graph(&key.tenant, &summary.workflow, summary.version)?;
+    let topics = known_topics(asked.topics.as_deref(), &graph)?;
+    viewer.check_topics(topics.as_ref())?;
+    let filter = Filter { topics, kinds: known_kinds(asked.kinds.as_deref())?, allowed: viewer.topics() };
+    if wants_stream(headers) {
+        return follow(app, viewer, key, after, filter);
+    }
+    let wait = wait(asked.wait)?;
+    page(app, &key, after, &filter, limit(asked.limit, LIMIT_DEFAULT, LIMIT_MAX)?, wait).await
+}
+
+/// Whether a stream is asked for, and not a page.
+pub(super) fn wants_stream(headers: &HeaderMap) -> bool {
+    let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok());
+    accept.is_some_and(|accept| accept.contains("text/event-stream"))
+}
+
+/// How long a page may wait.
+pub(super) fn wait(seconds: Option<u64>) -> Result<Duration, Problem> {
+    match seconds.unwrap_or(0) {
+        seconds @ 0..=WAIT_SECONDS_MAX => Ok(Duration::from_secs(seconds)),
+        _ => Err(Problem::bad_request("invalid_query", format!("wait is 0 to {WAIT_SECONDS_MAX} seconds"))),
+    }
+}
+
+/// Where whoever comes back goes on.
+pub(super) fn last_event_id(headers: &HeaderMap) -> Result<Option<Seq>, Problem> {
     let Some(value) = headers.get("last-event-id") else { return Ok(None) };
-    let seq = value.to_str().ok().and_then(|text| text.trim().parse().ok());
-    seq.map(Some).ok_or_else(|| Problem::bad_request("invalid_query", "Last-Event-ID is the seq of an event"))
+    let text = value.to_str().ok().filter(|text| text.bytes().all(|b| b.is_ascii_digit()));
+    let seq = text.and_then(|text| text.parse().ok());
+    seq.map(Some).ok_or_else(|| Problem::bad_request("invalid_query", "Last-Event-ID is the id of a frame, a number"))
 }
 
 /// Shows all events of a run, oldest first, to `see`, without holding more than a part of them. Reading a long run takes
@@ -138,86 +224,117 @@ pub(super) async fn fold<T: Send + 'static>(
     Ok(folded?)
 }
 
-fn page(app: &App, key: &RunKey, after: Seq, filter: &Filter, limit: usize) -> Result<Response, Problem> {
-    let mut data: Vec<Box<RawValue>> = Vec::new();
-    let mut size = 0;
-    let mut cursor = after;
-    let mut reads = 0;
-    let has_more = 'pages: loop {
-        let page = app.journal.read(key, cursor, READ_BYTES)?;
-        if page.is_empty() {
-            break false;
+/// What a page has.
+struct Found {
+    data: Vec<Box<RawValue>>,
+    cursor: Seq,
+    has_more: bool,
+}
+
+/// A page; without an event on it, it waits for one.
+async fn page(
+    app: &App,
+    key: &RunKey,
+    after: Seq,
+    filter: &Filter,
+    limit: usize,
+    wait: Duration,
+) -> Result<Response, Problem> {
+    let until = Instant::now() + wait;
+    // The listener stands before the first read.
+    let mut tail = app.journal.tail(key)?;
+    let mut from = after;
+    let mut found = loop {
+        let state = tail.state();
+        let found = read(app, key, from, filter, limit)?;
+        from = found.cursor;
+        let is_over = !found.data.is_empty() || Instant::now() >= until;
+        if is_over || (state.ended && !found.has_more) {
+            break found;
         }
-        reads += 1;
+        if !found.has_more && !waits(app, until, tail.beyond(from.max(state.last_seq))).await {
+            break found;
+        }
+    };
+    let data = std::mem::take(&mut found.data);
+    let page = PageInfo { cursor: Some(found.cursor.to_string()), has_more: found.has_more, limit };
+    Ok(Answer(Page { data, page }).into_response())
+}
+
+/// Waits for something, but not beyond a time, nor for longer than the host goes on. Whether it has come.
+pub(super) async fn waits<T>(app: &App, until: Instant, what: impl Future<Output = T>) -> bool {
+    tokio::select! {
+        _ = what => true,
+        () = tokio::time::sleep_until(until) => false,
+        () = app.stopping.cancelled() => false,
+    }
+}
+
+fn read(app: &App, key: &RunKey, after: Seq, filter: &Filter, limit: usize) -> Result<Found, Problem> {
+    let mut found = Found { data: Vec::new(), cursor: after, has_more: false };
+    let mut size = 0;
+    for _ in 0..READS_MAX {
+        let page = app.journal.read(key, found.cursor, READ_BYTES)?;
+        if page.is_empty() {
+            return Ok(found);
+        }
         for recorded in &page {
             if filter.wants(&recorded.event) {
-                if data.len() == limit || size >= PAGE_BYTES_MAX {
-                    break 'pages true;
+                if found.data.len() == limit || size >= PAGE_BYTES_MAX {
+                    found.has_more = true;
+                    return Ok(found);
                 }
                 let body = EventBody::of(&*app.journal, key, recorded)?;
                 let body = to_raw_value(&body).map_err(|_| Problem::internal())?;
                 size += body.get().len();
-                data.push(body);
+                found.data.push(body);
             }
-            cursor = recorded.seq;
+            found.cursor = recorded.seq;
         }
-        if reads == READS_MAX {
-            break true; // a filter that matches little makes a short page instead of a long wait
-        }
-    };
-    let page = PageInfo { cursor: Some(cursor.to_string()), has_more, limit };
-    Ok(Answer(Page { data, page }).into_response())
+    }
+    found.has_more = true; // a filter that matches little makes a short page instead of a long wait
+    Ok(found)
 }
 
 /// A subscriber: where it is, and what it still has to send.
 struct Subscriber {
-    app: App,
+    journal: Arc<RedbJournal>,
     key: RunKey,
     stream: RunStream<RedbJournal>,
     filter: Filter,
     waiting: std::vec::IntoIter<Recorded>,
 }
 
-fn follow(app: App, key: RunKey, after: Seq, filter: Filter) -> Result<Response, Problem> {
+fn follow(app: &App, viewer: &Viewer, key: RunKey, after: Seq, filter: Filter) -> Result<Response, Problem> {
     let stream = RunStream::new(app.journal.clone(), key.clone(), after)?;
     if stream.is_at_end() {
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
-    let hello = stream::iter([Ok(Frame::default().retry(RETRY))]);
-    let subscriber = Subscriber { app, key, stream, filter, waiting: Vec::new().into_iter() };
-    let frames = futures_util::StreamExt::chain(hello, frames(subscriber));
-    let mut response =
-        Sse::new(frames).keep_alive(KeepAlive::new().interval(KEEPALIVE).text("keepalive")).into_response();
-    // nginx and others collect responses before they pass them on, unless told not to.
-    response.headers_mut().insert(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
-    Ok(response)
+    let journal = Arc::clone(&app.journal);
+    let subscriber = Subscriber { journal, key, stream, filter, waiting: Vec::new().into_iter() };
+    Ok(sse::answer(app, viewer.revoked(), subscriber))
 }
 
-fn frames(subscriber: Subscriber) -> impl Stream<Item = Result<Frame, Infallible>> {
-    stream::unfold(subscriber, |mut this| async move {
+impl sse::Source for Subscriber {
+    async fn next(&mut self) -> Option<Frame> {
         loop {
-            while let Some(recorded) = this.waiting.next() {
-                if this.filter.wants(&recorded.event) {
-                    // A value that cannot be read ends the stream: a gap would be a lie. The log says why.
-                    let body = EventBody::of(&*this.app.journal, &this.key, &recorded).ok()?;
-                    let data = serde_json::to_string(&body).ok()?;
-                    let frame = Frame::default().id(recorded.seq.to_string()).event(recorded.event.kind()).data(data);
-                    return Some((Ok(frame), this));
-                }
+            let wanted = self.waiting.find(|recorded| self.filter.wants(&recorded.event));
+            if let Some(recorded) = wanted {
+                // A value that cannot be read ends the stream: a gap would be a lie. The log says why.
+                let body = EventBody::of(&*self.journal, &self.key, &recorded).ok()?;
+                let data = serde_json::to_string(&body).ok()?;
+                return Some(Frame::default().id(recorded.seq.to_string()).event(recorded.event.kind()).data(data));
             }
-            let next = tokio::select! {
-                next = this.stream.next() => next,
-                // A closed stream is not the end of the run: the client connects again, to the next process.
-                () = this.app.stopping.cancelled() => return None,
-            };
-            match next {
-                Ok(Some(page)) => this.waiting = page.into_iter(),
-                Ok(None) => return None,
+            match self.stream.next().await {
+                Ok(page) => self.waiting = page?.into_iter(),
+                // Whoever comes back is told where the history begins.
+                Err(JournalError::Truncated { .. }) => return None,
                 Err(error) => {
-                    tracing::error!(run = %this.key, %error, "a stream ended because the journal could not be read");
+                    let error = error_chain(&error);
+                    tracing::error!(run = %self.key, error, "a stream ended because the journal could not be read");
                     return None;
                 }
             }
         }
-    })
+    }
 }

@@ -8,6 +8,7 @@
 mod admin;
 mod artifacts;
 mod auth;
+mod channels;
 mod control;
 mod events;
 mod openapi;
@@ -15,6 +16,10 @@ mod problem;
 mod providers;
 mod runs;
 mod secrets;
+mod settings;
+mod sse;
+mod stream_tokens;
+mod viewer;
 mod wire;
 mod workflows;
 
@@ -28,9 +33,11 @@ use axum::routing::{get, post, put};
 use tokio_util::sync::CancellationToken;
 
 use crate::access::Access;
+use crate::cors::Origins;
 use crate::driver::Driver;
 use crate::journal::RedbJournal;
 use crate::sandbox::Sandbox;
+use crate::stream_tokens::StreamTokens;
 use crate::vault::Vault;
 
 pub(crate) use self::admin::RETENTION_DAYS_DEFAULT;
@@ -49,6 +56,10 @@ pub struct App {
     pub access: Arc<Access>,
     /// What seals secrets.
     pub vault: Arc<Vault>,
+    /// The pages that may read streams.
+    pub origins: Arc<Origins>,
+    /// What opens a stream for a browser.
+    pub stream_tokens: Arc<StreamTokens>,
     /// Ends streams and waits when the host stops.
     pub stopping: CancellationToken,
 }
@@ -79,7 +90,12 @@ pub fn router(app: App) -> Router {
         .route("/v1/bulk/cancel", post(control::bulk_cancel))
         .route("/v1/bulk/rerun", post(control::bulk_rerun))
         .route("/v1/failures", get(control::failures))
-        .route("/v1/runs/{id}/events", get(events::get))
+        .route("/v1/runs/{id}/events", get(events::get).options(viewer::preflight))
+        .route("/v1/runs/{id}/stream-tokens", post(stream_tokens::of_run))
+        .route("/v1/channels/{name}/events", get(channels::get).options(viewer::preflight))
+        .route("/v1/channels/{name}/stream-tokens", post(stream_tokens::of_channel))
+        .route("/v1/stream-keys/rotate", post(settings::rotate))
+        .route("/v1/settings/cors", get(settings::cors).put(settings::put_cors))
         .route("/v1/artifacts", get(artifacts::list))
         .route("/v1/artifacts/{id}", get(artifacts::get))
         .route("/v1/secrets", get(secrets::list))

@@ -5,7 +5,9 @@ use utoipa::openapi::OpenApi as Document;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 
-use super::{admin, artifacts, control, events, providers, runs, secrets, wire, workflows};
+use super::{
+    admin, artifacts, channels, control, events, providers, runs, secrets, settings, stream_tokens, wire, workflows,
+};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -38,6 +40,12 @@ use super::{admin, artifacts, control, events, providers, runs, secrets, wire, w
         control::bulk_rerun,
         control::failures,
         events::get,
+        channels::get,
+        stream_tokens::of_run,
+        stream_tokens::of_channel,
+        settings::rotate,
+        settings::cors,
+        settings::put_cors,
         artifacts::list,
         artifacts::get,
         secrets::list,
@@ -52,7 +60,7 @@ use super::{admin, artifacts, control, events, providers, runs, secrets, wire, w
         admin::create_key,
         admin::revoke_key,
     ),
-    components(schemas(wire::EventSchema)),
+    components(schemas(wire::EventSchema, wire::ChannelEventSchema)),
     modifiers(&ApiKey),
 )]
 struct Api;

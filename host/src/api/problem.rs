@@ -95,6 +95,10 @@ impl Problem {
         Self::not_found("unknown_run", "there is no such run")
     }
 
+    pub(super) fn unknown_channel() -> Self {
+        Self::not_found("unknown_channel", "there is no such channel")
+    }
+
     /// Something broke on our side; the log has it.
     pub(super) fn internal() -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "something went wrong on our side")
@@ -145,6 +149,12 @@ impl From<JournalError> for Problem {
             JournalError::ContentGone(_) => {
                 Self::new(StatusCode::CONFLICT, "run_deleted", "the run is being deleted: its results are gone")
             }
+            JournalError::Truncated { first_seq } => Self::new(
+                StatusCode::GONE,
+                "history_truncated",
+                format!("what was asked for has been deleted; the first that exists is {first_seq}"),
+            )
+            .with("first_seq", first_seq),
             JournalError::Closed => Self::unavailable("the host does not accept writes at present"),
             JournalError::Fenced { .. }
             | JournalError::Damaged { .. }

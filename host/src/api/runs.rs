@@ -27,6 +27,8 @@ const START_BYTES_MAX: usize = OUTPUT_BYTES_MAX + 1024;
 pub(super) const SMALL_BYTES_MAX: usize = 64 << 10;
 /// Characters of an idempotency key.
 const IDEMPOTENCY_KEY_LEN_MAX: usize = 255;
+/// Bytes of what a run is known by.
+const CORRELATION_BYTES_MAX: usize = 256;
 /// Characters of the reason for a cancellation.
 pub(super) const REASON_BYTES_MAX: usize = 1024;
 /// The longest that a start waits for the end of its run.
@@ -56,6 +58,7 @@ pub(super) struct StartBody<'a> {
     params(
         ("name" = String, Path, description = "The workflow's name."),
         ("Idempotency-Key" = Option<String>, Header, description = "The same key starts the same run, for 24 hours."),
+        ("Stepwell-Correlation" = Option<String>, Header, description = "What the caller knows the run by, such as the id of its own task: 1 to 256 printable ASCII characters. Shown with the run, and a filter in lists and channels."),
         ("Prefer" = Option<String>, Header, description = "`wait=30` waits up to 30 seconds (at most 300) for the run's end."),
     ),
     request_body = StartBody,
@@ -64,7 +67,7 @@ pub(super) struct StartBody<'a> {
         (status = 200, description = "With `Prefer: wait`: the run has ended.", body = RunBody),
         (status = 404, description = "`unknown_workflow`, `unknown_version`", body = ProblemBody),
         (status = 413, description = "`too_large`", body = ProblemBody),
-        (status = 422, description = "`invalid_json`, `invalid_body`, `invalid_input` (with `problems` where the workflow has a schema), `input_not_checked`, `idempotency_mismatch`", body = ProblemBody),
+        (status = 422, description = "`invalid_json`, `invalid_body`, `invalid_input` (with `problems` where the workflow has a schema), `input_not_checked`, `idempotency_mismatch`, `invalid_correlation`", body = ProblemBody),
         (status = 503, description = "`unavailable`", body = ProblemBody),
     ))]
 pub(super) async fn start(
@@ -87,10 +90,11 @@ pub(super) async fn start(
             format!("an input has at most {OUTPUT_BYTES_MAX} bytes"),
         ));
     }
-    let idempotency = idempotency_key(&headers, version, &input)?;
+    let correlation = correlation(&headers)?;
+    let idempotency = idempotency_key(&headers, version, &input, correlation.as_deref())?;
     let wait = wait_preference(&headers);
 
-    let started = app.driver.start(&tenant.0, &name, version, input, idempotency).await?;
+    let started = app.driver.start_correlated(&tenant.0, &name, version, input, idempotency, correlation).await?;
     let key = RunKey { tenant: tenant.0, run: started.run };
     let ended = match wait {
         Some(wait) => wait_for_end(&app, &key, wait).await?,
@@ -123,15 +127,32 @@ async fn wait_for_end(app: &App, key: &RunKey, wait: Duration) -> Result<bool, P
     })
 }
 
+fn correlation(headers: &HeaderMap) -> Result<Option<String>, Problem> {
+    let Some(value) = headers.get("stepwell-correlation") else { return Ok(None) };
+    let text = value.to_str().ok().filter(|text| is_correlation(text));
+    text.map(|text| Some(text.to_owned())).ok_or_else(|| {
+        let rule = format!("a correlation has 1 to {CORRELATION_BYTES_MAX} printable ASCII characters");
+        Problem::invalid("invalid_correlation", rule)
+    })
+}
+
+/// Whether a run can be known by this.
+fn is_correlation(text: &str) -> bool {
+    (1..=CORRELATION_BYTES_MAX).contains(&text.len()) && text.bytes().all(|b| (0x20..0x7f).contains(&b))
+}
+
 fn idempotency_key(
     headers: &HeaderMap,
     version: Option<Digest>,
     input: &Json,
+    correlation: Option<&str>,
 ) -> Result<Option<IdempotencyKey>, Problem> {
     let Some(key) = idempotency_text(headers)? else { return Ok(None) };
     let mut hash = Sha256::new();
     hash.update(version.map(|version| *version.as_bytes()).unwrap_or_default());
     hash.update(input.as_str());
+    // A JSON text has no zero byte, so this is no other input.
+    correlation.iter().for_each(|text| hash.update([b"\0", text.as_bytes()].concat()));
     Ok(Some(IdempotencyKey { key, fingerprint: Digest::from_bytes(hash.finalize().into()) }))
 }
 
@@ -184,6 +205,8 @@ pub(super) struct ListQuery {
     /// Only runs that failed at this node.
     #[param(value_type = Option<String>)]
     failed_node: Option<NodeId>,
+    /// Only runs that were started with this `Stepwell-Correlation`.
+    correlation: Option<String>,
     /// Where the last page ended.
     cursor: Option<String>,
     /// Runs on the page, 1 to 500; 50 when it is left out.
@@ -211,12 +234,23 @@ pub(super) async fn list(
     tenant: Tenant,
     asked: Result<Query<ListQuery>, axum::extract::rejection::QueryRejection>,
 ) -> Result<Answer<Page<RunBody>>, Problem> {
-    let ListQuery { workflow, status, version, parent, rerun_of, failure_code, failed_node, cursor, limit: asked } =
-        query(asked)?;
+    let ListQuery {
+        workflow,
+        status,
+        version,
+        parent,
+        rerun_of,
+        failure_code,
+        failed_node,
+        correlation,
+        cursor,
+        limit: asked,
+    } = query(asked)?;
     let limit = limit(asked, LIMIT_DEFAULT, LIMIT_MAX)?;
     let before = cursor.map(|cursor| cursor.parse()).transpose();
     let before = before.map_err(|_| Problem::bad_request("invalid_query", "the cursor is not one of ours"))?;
-    let filter = RunFilter { workflow, status, before, version, parent, rerun_of, failure_code, failed_node };
+    let filter =
+        RunFilter { workflow, status, before, version, parent, rerun_of, failure_code, failed_node, correlation };
     let page = app.journal.runs(&tenant.0, &filter, limit)?;
     let data = page.runs.iter().map(|(run, summary)| RunBody::of_summary(*run, summary)).collect();
     let cursor = page.next.map(|run| run.to_string());

@@ -14,7 +14,8 @@ use super::problem::Problem;
 use crate::clock::rfc3339;
 use crate::driver::{artifact_id, read_payload};
 use crate::journal::catalog::{ApiKeyRecord, TenantRecord, VersionRecord, WorkflowRecord};
-use crate::journal::{Journal, RunSummary};
+use crate::journal::channels::ChannelEntry;
+use crate::journal::{Journal, JournalError, RunSummary};
 
 /// A list, or a part of one.
 #[derive(Debug, Serialize, ToSchema)]
@@ -56,6 +57,9 @@ pub(super) struct RunBody {
     /// Where it stands.
     #[schema(value_type = String, example = "running")]
     status: &'static str,
+    /// What whoever started it knows it by.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    correlation: Option<String>,
     /// When it was accepted.
     created_at: String,
     /// When its first steps became due.
@@ -103,6 +107,7 @@ impl RunBody {
             workflow: summary.workflow.to_string(),
             version: summary.version.to_string(),
             status: summary.status.as_str(),
+            correlation: summary.correlation.clone(),
             created_at: rfc3339(summary.created_at),
             started_at: summary.started_at.map(rfc3339),
             ended_at: summary.ended_at.map(rfc3339),
@@ -122,8 +127,11 @@ impl RunBody {
     pub(super) fn whole(journal: &impl Journal, key: &RunKey) -> Result<Self, Problem> {
         let summary = journal.summary(key)?.ok_or_else(Problem::unknown_run)?;
         let mut body = Self::of_summary(key.run, &summary);
-        let read =
-            |after| journal.read(key, after, 1).map(|page| page.into_iter().next().map(|recorded| recorded.event));
+        let read = |after| match journal.read(key, after, 1) {
+            Ok(page) => Ok(page.into_iter().next().map(|recorded| recorded.event)),
+            Err(JournalError::Truncated { .. }) => Ok(None),
+            Err(error) => Err(error),
+        };
         if let Some(Event::RunQueued { input, .. }) = read(0)? {
             body.input = Some(resolve(journal, key, &input)?);
         }
@@ -701,6 +709,73 @@ impl Serialize for EventBody<'_> {
 
 fn optional<M: SerializeMap>(map: &mut M, name: &'static str, value: Option<impl Serialize>) -> Result<(), M::Error> {
     value.map_or(Ok(()), |value| map.serialize_entry(name, &value))
+}
+
+/// An event in a channel: where it is there, whose it is, and the event.
+#[derive(Debug, Serialize)]
+pub(super) struct ChannelEventBody<'a> {
+    cursor: u64,
+    run: RunId,
+    workflow: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    correlation: Option<&'a str>,
+    #[serde(flatten)]
+    event: EventBody<'a>,
+}
+
+/// An event in a channel: an update, a rollback, or the end of a run.
+#[derive(ToSchema)]
+#[schema(as = ChannelEvent)]
+#[expect(dead_code, reason = "describes what ChannelEventBody writes")]
+pub(super) struct ChannelEventSchema {
+    /// Its number in the channel, from 1: what `after` and `Last-Event-ID` take.
+    cursor: u64,
+    /// The run.
+    run: String,
+    /// The run's workflow.
+    workflow: String,
+    /// What whoever started the run knows it by.
+    correlation: Option<String>,
+    /// The event's number in its run.
+    seq: u64,
+    /// When it was decided (RFC 3339).
+    at: String,
+    /// What happened: `step.update`, `step.rolled_back`, `run.completed`, `run.failed`, `run.cancelled`.
+    kind: String,
+    /// The step's node, for events of steps and for `run.failed`.
+    node: Option<String>,
+    /// Inside fan-outs and loops: the numbers of the item or iteration, from 0, outermost first.
+    items: Option<Vec<u32>>,
+    /// The step's attempt.
+    attempt: Option<u32>,
+    /// `step.update`: the topic.
+    topic: Option<String>,
+    /// `step.update`: what was published.
+    #[schema(value_type = Option<Object>)]
+    payload: Option<Json>,
+    /// `step.rolled_back`: the run's seq of the attempt's first update that does not count any more.
+    first_seq: Option<u64>,
+    /// `step.rolled_back`: the last one.
+    last_seq: Option<u64>,
+    /// `run.completed`: the result.
+    #[schema(value_type = Option<Object>)]
+    output: Option<Json>,
+    /// `run.failed`: why.
+    failure: Option<FailureBody>,
+    /// `run.cancelled`: what was said.
+    reason: Option<String>,
+}
+
+impl<'a> ChannelEventBody<'a> {
+    pub(super) fn of(journal: &impl Journal, run: &'a RunKey, entry: &'a ChannelEntry) -> Result<Self, Problem> {
+        Ok(Self {
+            cursor: entry.cursor,
+            run: entry.run,
+            workflow: entry.summary.workflow.as_str(),
+            correlation: entry.summary.correlation.as_deref(),
+            event: EventBody::of(journal, run, &entry.recorded)?,
+        })
+    }
 }
 
 fn optional_time<M: SerializeMap>(map: &mut M, name: &'static str, at: Option<Timestamp>) -> Result<(), M::Error> {

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use axum::serve::ListenerExt;
 use clap::{Args, ValueEnum};
 use stepwell_outbound::{AddressRange, Egress, Outbound, OutboundConfig, Reach};
 use tokio::net::TcpListener;
@@ -17,10 +16,13 @@ use tokio_util::sync::CancellationToken;
 use super::{EXIT_FAILED, EXIT_OK, EXIT_USAGE, out};
 use crate::access::{self, Access, DEV};
 use crate::api::{self, App};
-use crate::driver::{Driver, DriverConfig, Outside};
+use crate::connections::{Connections, STALL_SECONDS_DEFAULT};
+use crate::cors::Origins;
+use crate::driver::{Driver, DriverConfig, Outside, UPDATES_PER_SECOND_DEFAULT};
 use crate::journal::RedbJournal;
 use crate::journal::catalog::TenantRecord;
 use crate::sandbox::{Sandbox, SandboxConfig, compile};
+use crate::stream_tokens::StreamTokens;
 use crate::vault::Vault;
 use crate::{clock, maintenance};
 
@@ -51,9 +53,15 @@ pub(super) struct ServeArgs {
     /// The same for one tenant [default: three quarters of all]
     #[arg(long, env = "STEPWELL_ACTIVE_RUNS_PER_TENANT")]
     active_runs_per_tenant: Option<usize>,
+    /// Updates that one tenant may publish in a second; steps that publish faster wait
+    #[arg(long, env = "STEPWELL_UPDATES_PER_SECOND", default_value_t = UPDATES_PER_SECOND_DEFAULT, value_parser = clap::value_parser!(u32).range(1..))]
+    updates_per_second: u32,
     /// Seconds that a stopping server waits for steps that are under way
     #[arg(long, env = "STEPWELL_GRACE_SECONDS", default_value_t = 10)]
     grace_seconds: u64,
+    /// Seconds after which a client is disconnected that takes nothing of what is sent to it
+    #[arg(long, env = "STEPWELL_STALL_SECONDS", default_value_t = STALL_SECONDS_DEFAULT, value_parser = clap::value_parser!(u64).range(1..))]
+    stall_seconds: u64,
     /// Where requests of steps may go: nothing, public (addresses of the internet), or private (those, and the networks
     /// of one's own) [default: public; with --dev private]
     #[arg(long, env = "STEPWELL_EGRESS", value_enum)]
@@ -128,10 +136,13 @@ async fn serve_until_told(args: ServeArgs) -> anyhow::Result<()> {
     let config = DriverConfig {
         active_runs_max: active_runs,
         active_runs_per_tenant: args.active_runs_per_tenant.unwrap_or(active_runs - active_runs / 4),
+        updates_per_second: args.updates_per_second,
         grace: Duration::from_secs(args.grace_seconds),
     };
     let vault =
         Arc::new(Vault::open(data_dir, journal.has_secrets()?).context("cannot read or make the key of the secrets")?);
+    let stream_tokens =
+        StreamTokens::open(&journal, Arc::clone(&vault)).context("cannot read the keys of stream tokens")?;
     let reach = match (args.egress, args.dev) {
         (Some(EgressArg::Nothing), _) => Reach::Nothing,
         (Some(EgressArg::Public), _) | (None, false) => Reach::Public,
@@ -144,14 +155,15 @@ async fn serve_until_told(args: ServeArgs) -> anyhow::Result<()> {
 
     let listener = TcpListener::bind(args.listen).await.with_context(|| format!("cannot listen on {}", args.listen))?;
     let address = listener.local_addr()?;
-    // Without this, small answers wait for the acknowledgement of the one before: 40 ms for nothing.
-    let listener = listener.tap_io(|stream| drop(stream.set_nodelay(true)));
+    let listener = Connections::new(listener, Duration::from_secs(args.stall_seconds));
     let stopping = CancellationToken::new();
     let app = App {
         journal: Arc::clone(&journal),
         driver: driver.clone(),
         sandbox,
         access: Arc::new(access),
+        origins: Arc::new(Origins::open(&journal).context("cannot read the origins")?),
+        stream_tokens: Arc::new(stream_tokens),
         vault,
         stopping: stopping.clone(),
     };

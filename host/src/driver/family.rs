@@ -70,6 +70,12 @@ pub(super) async fn start_child(shared: Arc<Shared>, tenant: TenantId, child: Ch
         Ok(input) => input,
         Err(why) => return failed(why),
     };
+    // A child belongs to what its parent belongs to.
+    let parent_key = RunKey { tenant: key.tenant.clone(), run: parent.run };
+    let correlation = match shared.journal.summary(&parent_key) {
+        Ok(summary) => summary.and_then(|summary| summary.correlation),
+        Err(error) => return failed(error_chain(&error)),
+    };
     let new = NewRun {
         graph,
         workflow,
@@ -79,6 +85,7 @@ pub(super) async fn start_child(shared: Arc<Shared>, tenant: TenantId, child: Ch
         parent: Some(parent),
         rerun_of: None,
         taken_over: Vec::new(),
+        correlation,
     };
     match shared.create(&key, new).await {
         Ok(_) => Errand::ChildStarted { run, started: true },

@@ -15,12 +15,13 @@
 //!
 //! Runs share no lock but the registry's, which is split and held for a lookup. Read on: [`run_loop`], [`elements`] (the
 //! items of an `each`), [`record`] (what an attempt did before it was cut off or suspended), [`family`] (children and
-//! parents), [`timers`] (runs that wait and have no loop), [`rerun`] (runs that repeat others), [`outside`] (requests,
+//! parents), [`publish_rate`] (how fast a tenant may publish), [`timers`] (runs that wait and have no loop), [`rerun`] (runs that repeat others), [`outside`] (requests,
 //! models, secrets).
 
 mod elements;
 mod family;
 mod outside;
+mod publish_rate;
 mod record;
 mod registry;
 mod rerun;
@@ -43,6 +44,8 @@ use tokio_util::task::TaskTracker;
 
 use self::elements::Elements;
 pub use self::outside::Outside;
+use self::publish_rate::PublishRates;
+pub use self::publish_rate::UPDATES_PER_SECOND_DEFAULT;
 use self::registry::{Inbox, Messages, Registry};
 pub use self::rerun::{Rerun, RerunError};
 use self::run_loop::{Beginning, Message, NewRun, RunLoop, payload_of};
@@ -65,6 +68,8 @@ pub struct DriverConfig {
     pub active_runs_max: usize,
     /// The same for one tenant.
     pub active_runs_per_tenant: usize,
+    /// Updates that one tenant may publish in a second; after a pause, those of two seconds at once.
+    pub updates_per_second: u32,
     /// How long a stopping host waits for attempts that are under way. What is cut off runs again after the start.
     pub grace: Duration,
 }
@@ -85,6 +90,7 @@ struct Shared {
     registry: Registry,
     graphs: Mutex<LruCache<(TenantId, WorkflowName, Digest), Arc<Graph>>>,
     room: Permits,
+    publish_rates: PublishRates,
     stopping: CancellationToken,
     loops: TaskTracker,
     grace: Duration,
@@ -169,6 +175,7 @@ impl Driver {
             registry: Registry::default(),
             graphs: Mutex::new(LruCache::new(GRAPHS_MAX)),
             room: Permits::new(config.active_runs_max, config.active_runs_per_tenant),
+            publish_rates: PublishRates::new(config.updates_per_second),
             stopping: CancellationToken::new(),
             loops: TaskTracker::new(),
             grace: config.grace,
@@ -203,6 +210,19 @@ impl Driver {
         input: Json,
         idempotency: Option<IdempotencyKey>,
     ) -> Result<Started, StartError> {
+        self.start_correlated(tenant, workflow, version, input, idempotency, None).await
+    }
+
+    /// The same, for a run that is known by something of the caller's.
+    pub async fn start_correlated(
+        &self,
+        tenant: &TenantId,
+        workflow: &WorkflowName,
+        version: Option<Digest>,
+        input: Json,
+        idempotency: Option<IdempotencyKey>,
+        correlation: Option<String>,
+    ) -> Result<Started, StartError> {
         let shared = &self.shared;
         if shared.stopping.is_cancelled() {
             return Err(StartError::Stopping);
@@ -220,6 +240,7 @@ impl Driver {
             parent: None,
             rerun_of: None,
             taken_over: Vec::new(),
+            correlation,
         };
         shared.create(&key, new).await
     }

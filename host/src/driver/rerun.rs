@@ -97,6 +97,7 @@ impl Driver {
             parent: None,
             rerun_of: Some(RerunRef { run: key.run, from_step }),
             taken_over,
+            correlation: summary.correlation,
         };
         let key = RunKey { tenant: key.tenant.clone(), run: clock::run_id() };
         Ok(shared.create(&key, new).await?)

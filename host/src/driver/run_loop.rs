@@ -79,6 +79,8 @@ pub(super) struct NewRun {
     pub(super) parent: Option<ParentRef>,
     pub(super) rerun_of: Option<RerunRef>,
     pub(super) taken_over: Vec<TakenOver>,
+    /// What whoever started it knows it by.
+    pub(super) correlation: Option<String>,
 }
 
 /// Tells a step that its child is there, or why it is not.
@@ -324,8 +326,10 @@ impl RunLoop {
         match beginning {
             Beginning::Recovered => Self::recover(shared, key, inbox),
             Beginning::New { run, reply } => {
-                let NewRun { graph, workflow, version, input, idempotency, parent, rerun_of, taken_over } = *run;
+                let NewRun { graph, workflow, version, input, idempotency, parent, rerun_of, taken_over, correlation } =
+                    *run;
                 let mut this = Self::new(shared, key, inbox, graph);
+                let channel = this.run.graph().spec().channel.clone();
                 let (input, content) = payload_of(input);
                 let results = taken_over.iter().map(|result| &result.output);
                 this.staged.references = results.filter_map(Payload::stored).map(|content| content.sha256).collect();
@@ -339,7 +343,11 @@ impl RunLoop {
                     tracing::error!(run = %key, %refusal, "a new run was refused"); // the core refuses no first event
                     return Ok(None);
                 }
-                let (batch, last_seq) = this.take_staged();
+                let (mut batch, last_seq) = this.take_staged();
+                for summary in [&mut this.summary, &mut batch.summary].into_iter().flatten() {
+                    (summary.channel, summary.correlation) = (channel.clone(), correlation.clone());
+                }
+                batch.channel = channel;
                 let created = shared.journal.create(key, batch, idempotency).await;
                 this.durable = last_seq;
                 let is_new = matches!(created, Ok(Created::New));
@@ -745,6 +753,7 @@ impl RunLoop {
             self.summary = Some(summary.clone());
             batch.summary = Some(summary);
         }
+        batch.channel = self.summary.as_ref().and_then(|summary| summary.channel.clone());
         (batch, last_seq)
     }
 
@@ -883,6 +892,7 @@ impl RunLoop {
             attempt,
             outside: self.shared.outside.clone(),
             shared: Arc::downgrade(&self.shared),
+            rate: self.shared.publish_rates.of(&self.key.tenant),
         });
         let (key, journal) = (self.key.clone(), Arc::clone(&self.shared.journal));
         // One that has just been started has nothing on record.

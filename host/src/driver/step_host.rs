@@ -13,6 +13,7 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use super::outside::Outside;
+use super::publish_rate::PublishRate;
 use super::registry::Inbox;
 use super::run_loop::{Message, NewChild};
 use super::{Shared, StartError};
@@ -32,6 +33,7 @@ pub(super) struct LoopHost {
     pub(super) outside: Outside,
     /// What it takes to look at a child before it is started. Weak: an attempt that is cut off must not keep the driver.
     pub(super) shared: Weak<Shared>,
+    pub(super) rate: PublishRate,
 }
 
 impl LoopHost {
@@ -88,7 +90,11 @@ impl StepHost for LoopHost {
         let (reply, answer) = oneshot::channel();
         let message =
             Message::Publish { step: self.step.clone(), attempt: self.attempt, topic, payload, within_call, reply };
-        self.ask(message, answer).boxed()
+        async move {
+            self.rate.turn().await;
+            self.ask(message, answer).await
+        }
+        .boxed()
     }
 
     fn log(&self, level: LogLevel, message: String) -> BoxFuture<'_, Result<(), HostRefusal>> {

@@ -257,7 +257,7 @@ impl RedbJournal {
 
     /// All tenants, by id.
     pub fn tenants(&self) -> Result<Vec<TenantRecord>, JournalError> {
-        self.all(TENANTS, Vec::new()..keys::starting_with(vec![u8::MAX]).end)
+        self.all(TENANTS, keys::everything())
     }
 
     /// Records an API key. `false` when its tenant does not exist; then nothing has changed.
@@ -293,7 +293,7 @@ impl RedbJournal {
 
     /// All API keys ever created, by id.
     pub fn api_keys(&self) -> Result<Vec<ApiKeyRecord>, JournalError> {
-        self.all(API_KEYS, Vec::new()..keys::starting_with(vec![u8::MAX]).end)
+        self.all(API_KEYS, keys::everything())
     }
 
     /// Stores a version and its component, and makes it the one that new runs get. A version that was deployed
@@ -376,7 +376,7 @@ impl RedbJournal {
         found.map(|value| parse(value.value(), what)).transpose()
     }
 
-    fn all<T: DeserializeOwned>(
+    pub(super) fn all<T: DeserializeOwned>(
         &self,
         table: Bytes2Bytes,
         range: std::ops::Range<Vec<u8>>,

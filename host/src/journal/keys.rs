@@ -116,6 +116,17 @@ pub(super) fn starting_with(prefix: Vec<u8>) -> Range<Vec<u8>> {
     prefix..end
 }
 
+/// A numbered entry of something.
+pub(super) fn numbered(mut key: Vec<u8>, number: u64) -> Vec<u8> {
+    key.extend_from_slice(&number.to_be_bytes());
+    key
+}
+
+/// All keys of a table whose keys are names.
+pub(super) fn everything() -> Range<Vec<u8>> {
+    Vec::new()..starting_with(vec![u8::MAX]).end
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -9,9 +9,12 @@
 //! [`Journal`] is the small trait that the driver and the streams see. It asks for no transaction across runs and
 //! for no local order beyond one run, so that a replicated log can stand behind it as well. [`redb`] is the
 //! implementation: one file, one writer thread, one fsync for all that waits ([`writer`]).
-//! [`catalog`] keeps what is not a run in the same file: tenants, keys, workflows, versions.
+//! [`channels`] has one order for many runs. [`catalog`] keeps what is not a run in the same file: tenants, keys, workflows, versions; and [`access`] what says who
+//! may read streams from a browser.
 
+pub mod access;
 pub mod catalog;
+pub mod channels;
 mod keys;
 mod record;
 pub mod redb;
@@ -55,6 +58,8 @@ pub struct Batch {
     pub listed: Option<bool>,
     /// When the run is to be [woken](Journal::wakes).
     pub wake: Option<WakeChange>,
+    /// The channel that the run's updates reach besides.
+    pub channel: Option<String>,
 }
 
 /// A run is to be woken at another time than before.
@@ -122,6 +127,12 @@ pub struct RunSummary {
     /// Why it has failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<FailureSummary>,
+    /// The channel that its updates reach besides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub channel: Option<String>,
+    /// What whoever started it knows it by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub correlation: Option<String>,
 }
 
 /// Why a run has failed, in short.
@@ -164,6 +175,8 @@ pub struct RunFilter {
     pub workflow: Option<WorkflowName>,
     /// Only runs with this status.
     pub status: Option<RunStatus>,
+    /// Only runs that were started with this.
+    pub correlation: Option<String>,
     /// Only runs older than this one.
     pub before: Option<RunId>,
     /// Only runs of this version.
@@ -185,6 +198,7 @@ impl RunFilter {
         let failure = summary.failure.as_ref();
         self.workflow.as_ref().is_none_or(|workflow| *workflow == summary.workflow)
             && self.status.is_none_or(|status| status == summary.status)
+            && self.correlation.as_ref().is_none_or(|wanted| summary.correlation.as_ref() == Some(wanted))
             && self.version.is_none_or(|version| version == summary.version)
             && self.parent.is_none_or(|parent| summary.parent == Some(parent))
             && self.rerun_of.is_none_or(|run| summary.rerun_of == Some(run))
@@ -224,6 +238,12 @@ pub enum JournalError {
     /// Content of another run that a batch refers to was deleted with that run.
     #[error("content {0} is gone: the run that stored it was deleted")]
     ContentGone(Digest),
+    /// What was asked for begins before the first event that still exists.
+    #[error("the history begins with {first_seq}")]
+    Truncated {
+        /// The first that exists.
+        first_seq: Seq,
+    },
     /// Stored bytes do not read as what they should be.
     #[error("{what} is damaged: {reason}")]
     Damaged {
@@ -276,7 +296,8 @@ pub trait Journal: Send + Sync + 'static {
     fn append(&self, key: &RunKey, last_seq: Seq, batch: Batch) -> BoxFuture<'_, Result<(), JournalError>>;
 
     /// The events of a run after `after`, oldest first, until `bytes_max` of stored events are exceeded; empty when
-    /// there are none, and for a run that does not exist.
+    /// there are none, and for a run that does not exist. [`JournalError::Truncated`] when events after `after` were
+    /// deleted and later ones exist: nobody goes over a gap without being told.
     fn read(&self, key: &RunKey, after: Seq, bytes_max: usize) -> Result<Vec<Recorded>, JournalError>;
 
     /// Follows how far a run's journal goes. The first value is the state at some moment after the call: whoever
@@ -330,6 +351,8 @@ impl RunSummary {
                     waits_until: None,
                     parked: false,
                     failure: None,
+                    channel: None,
+                    correlation: None,
                 });
             }
             if let (Some(status), Some(summary)) = (RunStatus::after(event), summary.as_mut()) {

@@ -14,6 +14,7 @@ use sha2::{Digest as _, Sha256};
 use stepwell_core::{Digest, Recorded, RunId, RunKey, Seq, TenantId, Timestamp};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::channels::{ChannelKey, Projection};
 use super::tails::{Tail, TailState, Tails};
 use super::writer::{self, Append, CONTENTS, Idempotency, RECORDS, RUNS, Request, UNFINISHED, WAKES, Writer};
 use super::{Batch, Created, IdempotencyKey, Journal, JournalError, RunFilter, RunPage, RunSummary, keys, record};
@@ -33,6 +34,7 @@ const META: TableDefinition<'static, &'static str, &'static [u8]> = TableDefinit
 pub struct RedbJournal {
     database: Arc<Database>,
     tails: Arc<Tails>,
+    pub(super) channel_tails: Arc<Tails<ChannelKey>>,
     // Both are taken on drop: the writer stops when the last sender is gone.
     requests: Option<mpsc::Sender<Request>>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -78,13 +80,21 @@ impl RedbJournal {
     fn start(database: Database) -> Result<Self, JournalError> {
         let secret = prepare(&database)?;
         let database = Arc::new(database);
-        let tails = Tails::new();
+        let (tails, channel_tails) = (Tails::new(), Tails::new());
         let (requests, queue) = mpsc::channel(writer::QUEUE_LEN);
         let (broken_sender, broken) = watch::channel(false);
-        let writer = Writer::new(Arc::clone(&database), Arc::clone(&tails), broken_sender);
+        let writer = Writer::new(Arc::clone(&database), Arc::clone(&tails), Arc::clone(&channel_tails), broken_sender);
         let thread = std::thread::Builder::new().name("journal".to_owned()).spawn(move || writer.run(queue));
         let thread = thread.map_err(|error| storage("start its writer")(::redb::Error::Io(error)))?;
-        Ok(Self { database, tails, requests: Some(requests), thread: Mutex::new(Some(thread)), broken, secret })
+        Ok(Self {
+            database,
+            tails,
+            channel_tails,
+            requests: Some(requests),
+            thread: Mutex::new(Some(thread)),
+            broken,
+            secret,
+        })
     }
 
     /// A secret of this installation, made with the file: what the host signs its own files with.
@@ -174,7 +184,9 @@ fn prepare(database: &Database) -> Result<[u8; 32], JournalError> {
         }
     };
     // A table that exists can be read without asking whether it does.
-    for table in writer::TABLES.iter().chain(super::catalog::TABLES) {
+    for table in
+        writer::TABLES.iter().chain(super::catalog::TABLES).chain(super::access::TABLES).chain(super::channels::TABLES)
+    {
         transaction.open_table(*table).map_err(storage("prepare its file"))?;
     }
     transaction.commit().map_err(storage("prepare its file"))?;
@@ -227,7 +239,12 @@ impl Journal for RedbJournal {
                 break;
             }
         }
-        Ok(found)
+        match found.first() {
+            Some(Recorded { seq: first_seq, .. }) if *first_seq > after.saturating_add(1) => {
+                Err(JournalError::Truncated { first_seq: *first_seq })
+            }
+            _ => Ok(found),
+        }
     }
 
     fn tail(&self, key: &RunKey) -> Result<Tail, JournalError> {
@@ -351,8 +368,12 @@ fn encode(
     let workflow = batch.summary.as_ref().map(|summary| summary.workflow.clone());
     let summary = batch.summary.as_ref().map(|summary| to_json(summary, "a run's summary")).transpose()?;
     let events = batch.events.len() as u64;
-    let Batch { contents, references, listed, wake, .. } = batch;
-    Ok((Append { key, last_seq, events, record, contents, references, summary, ended, listed, wake }, workflow))
+    let Batch { contents, references, listed, wake, channel, events: of, .. } = batch;
+    let channel = Projection::of(channel, last_seq, &of);
+    Ok((
+        Append { key, last_seq, events, record, contents, references, summary, ended, listed, wake, channel },
+        workflow,
+    ))
 }
 
 /// A stored value as JSON.
@@ -367,4 +388,40 @@ pub(super) fn parse<T: serde::de::DeserializeOwned>(
     what: impl FnOnce() -> String,
 ) -> Result<T, JournalError> {
     serde_json::from_slice(bytes).map_err(|error| JournalError::Damaged { what: what(), reason: error.to_string() })
+}
+
+#[cfg(test)]
+mod tests {
+    use stepwell_core::{Event, Timestamp};
+
+    use super::*;
+
+    /// Today runs are deleted whole, so nobody sees this. The day a part of a run is deleted, whoever reads over the
+    /// gap must be told.
+    #[tokio::test]
+    async fn a_reader_is_told_when_history_begins_after_where_it_wants_to_go_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Arc::new(RedbJournal::open(&dir.path().join("journal.redb")).unwrap());
+        let key = RunKey { tenant: "a".parse().unwrap(), run: RunId::from_bytes([1; 16]) };
+        let batch =
+            |events| Batch { at: Timestamp::from_millis(1), events, contents: vec![], summary: None, channel: None };
+        journal.create(&key, batch(vec![Event::RunStarted {}; 2]), None).await.unwrap();
+        journal.append(&key, 2, batch(vec![Event::RunResumed {}; 3])).await.unwrap();
+        let removed = keys::record(&key, 2);
+        let remove = move |transaction: &WriteTransaction| {
+            let mut records = transaction.open_table(RECORDS).map_err(storage("open the records"))?;
+            let found = records.remove(removed.as_slice()).map_err(storage("delete a record"))?;
+            Ok(found.is_some())
+        };
+        assert!(journal.write(remove).await.unwrap());
+
+        for after in [0, 1] {
+            let read = journal.read(&key, after, usize::MAX);
+            assert!(matches!(read, Err(JournalError::Truncated { first_seq: 3 })), "{read:?}");
+            let stream = crate::streams::RunStream::new(Arc::clone(&journal), key.clone(), after);
+            assert!(matches!(stream.err(), Some(JournalError::Truncated { first_seq: 3 })));
+        }
+        let seqs = |after| journal.read(&key, after, usize::MAX).unwrap().iter().map(|r| r.seq).collect::<Vec<_>>();
+        assert_eq!((seqs(2), seqs(3), seqs(5), seqs(9)), (vec![3, 4, 5], vec![4, 5], vec![], vec![]));
+    }
 }

@@ -1,10 +1,10 @@
-//! How far each run's journal goes, for those who wait for it to go further.
+//! How far each run's journal goes, and each channel, for those who wait for it to go further.
 //!
 //! A tail says only *how far*: what there is to read is read from the journal itself. So the live stream cannot
 //! disagree with the history, and a slow subscriber costs a number.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher, RandomState};
+use std::hash::{BuildHasher, Hash, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use stepwell_core::{RunKey, Seq};
@@ -13,7 +13,7 @@ use tokio::sync::watch;
 /// Locks that the runs are spread over. More than cores, so that writers of different runs rarely meet.
 const SHARDS: usize = 16;
 
-/// How far a run's journal goes.
+/// How far a run's journal or a channel goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct TailState {
     /// Its last durable event.
@@ -22,30 +22,30 @@ pub struct TailState {
     pub ended: bool,
 }
 
-type Shard = HashMap<RunKey, watch::Sender<TailState>>;
+type Shard<K> = HashMap<K, watch::Sender<TailState>>;
 
-/// All runs that somebody follows.
+/// All runs, or channels, that somebody follows.
 #[derive(Debug)]
-pub(super) struct Tails {
-    shards: [Mutex<Shard>; SHARDS],
+pub(super) struct Tails<K = RunKey> {
+    shards: [Mutex<Shard<K>>; SHARDS],
     hasher: RandomState,
 }
 
-/// Follows one run.
+/// Follows one run or channel.
 #[derive(Debug)]
-pub struct Tail {
-    tails: Arc<Tails>,
-    key: RunKey,
+pub struct Tail<K: Clone + Eq + Hash = RunKey> {
+    tails: Arc<Tails<K>>,
+    key: K,
     // `Option` only so that Drop can let go of it first.
     receiver: Option<watch::Receiver<TailState>>,
 }
 
-impl Tails {
+impl<K: Clone + Eq + Hash> Tails<K> {
     pub(super) fn new() -> Arc<Self> {
         Arc::new(Self { shards: std::array::from_fn(|_| Mutex::default()), hasher: RandomState::new() })
     }
 
-    fn shard(&self, key: &RunKey) -> MutexGuard<'_, Shard> {
+    fn shard(&self, key: &K) -> MutexGuard<'_, Shard<K>> {
         let index = self.hasher.hash_one(key) as usize % SHARDS;
         #[expect(clippy::indexing_slicing, reason = "a remainder of SHARDS is below SHARDS")]
         let shard = &self.shards[index];
@@ -56,9 +56,9 @@ impl Tails {
     /// Follows a run. `current` is read after the listener stands, so what is appended in between is in one of both.
     pub(super) fn follow<E>(
         self: &Arc<Self>,
-        key: &RunKey,
+        key: &K,
         current: impl FnOnce() -> Result<TailState, E>,
-    ) -> Result<Tail, E> {
+    ) -> Result<Tail<K>, E> {
         let receiver =
             self.shard(key).entry(key.clone()).or_insert_with(|| watch::channel(TailState::default()).0).subscribe();
         let tail = Tail { tails: Arc::clone(self), key: key.clone(), receiver: Some(receiver) };
@@ -67,7 +67,7 @@ impl Tails {
     }
 
     /// Tells those who follow a run how far it goes now.
-    pub(super) fn moved(&self, key: &RunKey, state: TailState) {
+    pub(super) fn moved(&self, key: &K, state: TailState) {
         if let Some(sender) = self.shard(key).get(key) {
             // A reader that looked before the writer may speak after it; a tail never goes back.
             sender.send_if_modified(|known| {
@@ -86,7 +86,7 @@ impl Tails {
     }
 }
 
-impl Tail {
+impl<K: Clone + Eq + Hash> Tail<K> {
     /// How far the journal goes.
     #[must_use]
     pub fn state(&self) -> TailState {
@@ -115,7 +115,7 @@ impl Tail {
     }
 }
 
-impl Drop for Tail {
+impl<K: Clone + Eq + Hash> Drop for Tail<K> {
     fn drop(&mut self) {
         let mut shard = self.tails.shard(&self.key);
         drop(self.receiver.take());

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use stepwell_core::{Digest, RunId, RunKey, Seq, Timestamp};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::channels::{ChannelKey, ChannelTables, Projection};
 use super::redb::storage;
 use super::tails::{TailState, Tails};
 use super::{Content, Created, IDEMPOTENCY_TTL_MS, IdempotencyKey, JournalError, WakeChange, error_chain, keys};
@@ -63,6 +64,7 @@ pub(super) struct Append {
     /// Whether the run is among the unfinished afterwards; `None` leaves that to whether it begins or ends here.
     pub(super) listed: Option<bool>,
     pub(super) wake: Option<WakeChange>,
+    pub(super) channel: Option<Projection>,
 }
 
 /// Something else to write, which then says what to do once it is, or is not, on disk. An error means that the
@@ -93,13 +95,19 @@ pub(super) struct Idempotency {
 pub(super) struct Writer {
     database: Arc<Database>,
     tails: Arc<Tails>,
+    channel_tails: Arc<Tails<ChannelKey>>,
     heads: HashMap<RunKey, Seq>,
     broken: watch::Sender<bool>,
 }
 
 impl Writer {
-    pub(super) fn new(database: Arc<Database>, tails: Arc<Tails>, broken: watch::Sender<bool>) -> Self {
-        Self { database, tails, heads: HashMap::new(), broken }
+    pub(super) fn new(
+        database: Arc<Database>,
+        tails: Arc<Tails>,
+        channel_tails: Arc<Tails<ChannelKey>>,
+        broken: watch::Sender<bool>,
+    ) -> Self {
+        Self { database, tails, channel_tails, heads: HashMap::new(), broken }
     }
 
     /// Writes until every sender is gone.
@@ -118,7 +126,13 @@ impl Writer {
 
     fn transact(&mut self, first: Request, requests: &mut mpsc::Receiver<Request>) -> Result<(), JournalError> {
         let mut settled = Vec::new();
-        let result = self.write_all(first, requests, &mut settled);
+        let mut channels = HashMap::new();
+        let result = self.write_all(first, requests, &mut settled, &mut channels);
+        if result.is_ok() {
+            for (channel, last_seq) in channels {
+                self.channel_tails.moved(&channel, TailState { last_seq, ended: false });
+            }
+        }
         for settle in settled {
             settle.finish(&self.tails, result.clone());
         }
@@ -130,6 +144,7 @@ impl Writer {
         first: Request,
         requests: &mut mpsc::Receiver<Request>,
         settled: &mut Vec<Settled>,
+        channels: &mut Channels,
     ) -> Result<(), JournalError> {
         let transaction = self.database.begin_write().map_err(storage("begin a write"))?;
         let mut next = Some(first);
@@ -140,7 +155,7 @@ impl Writer {
                 Request::Append { append, reply } => {
                     size += append.size();
                     let tables = RunTables::once(&mut tables, &transaction)?;
-                    match self.append(tables, &append)? {
+                    match self.append(tables, &append, channels)? {
                         Ok(()) => settled.push(Settled::Append { tail: append.tail(), key: append.key, reply }),
                         Err(refused) => drop(reply.send(Err(refused))),
                     }
@@ -155,7 +170,7 @@ impl Writer {
                     match reserve(&transaction, &append.key.run, at, idempotency)? {
                         Ok(Created::New) => {
                             let tables = RunTables::once(&mut tables, &transaction)?;
-                            match self.append(tables, &append)? {
+                            match self.append(tables, &append, channels)? {
                                 Ok(()) => settled.push(Settled::Create { tail: append.tail(), key: append.key, reply }),
                                 Err(refused) => drop(reply.send(Err(refused))),
                             }
@@ -202,13 +217,14 @@ impl Writer {
         &mut self,
         tables: &mut RunTables<'_>,
         append: &Append,
+        channels: &mut Channels,
     ) -> Result<Result<(), JournalError>, JournalError> {
         let found = match self.fence(tables, append)? {
             Ok(found) => found,
             Err(refused) => return Ok(Err(refused)),
         };
         let last_seq = found + append.events;
-        tables.write(append, found == 0, last_seq)?;
+        tables.write(append, found == 0, last_seq, channels)?;
         if append.ended {
             self.heads.remove(&append.key);
         } else {
@@ -275,7 +291,10 @@ impl Settled {
     }
 }
 
-type Table<'t> = ::redb::Table<'t, &'static [u8], &'static [u8]>;
+/// How far the channels go that a transaction writes to.
+type Channels = HashMap<ChannelKey, u64>;
+
+pub(super) type Table<'t> = ::redb::Table<'t, &'static [u8], &'static [u8]>;
 
 /// The tables that appends write to.
 struct RunTables<'t> {
@@ -284,6 +303,7 @@ struct RunTables<'t> {
     runs: Table<'t>,
     unfinished: Table<'t>,
     wakes: Table<'t>,
+    channels: Option<ChannelTables<'t>>,
 }
 
 impl<'t> RunTables<'t> {
@@ -297,6 +317,7 @@ impl<'t> RunTables<'t> {
                 runs: transaction.open_table(RUNS).map_err(storage("open the runs"))?,
                 unfinished: transaction.open_table(UNFINISHED).map_err(storage("open the unfinished runs"))?,
                 wakes: transaction.open_table(WAKES).map_err(storage("open the runs to be woken"))?,
+                channels: None,
             })),
         }
     }
@@ -311,7 +332,13 @@ impl<'t> RunTables<'t> {
         Ok(contents.get(content.as_slice()).map_err(storage("look for content"))?.is_some())
     }
 
-    fn write(&mut self, append: &Append, first: bool, last_seq: Seq) -> Result<(), JournalError> {
+    fn write(
+        &mut self,
+        append: &Append,
+        first: bool,
+        last_seq: Seq,
+        channels: &mut Channels,
+    ) -> Result<(), JournalError> {
         let key = &append.key;
         let run = keys::run(key);
         self.records
@@ -339,6 +366,15 @@ impl<'t> RunTables<'t> {
                 let wake = keys::wake(after, key);
                 self.wakes.insert(wake.as_slice(), [].as_slice()).map_err(storage("write a run to be woken"))?;
             }
+        }
+        if let Some(projection) = &append.channel {
+            let tables = match &mut self.channels {
+                Some(tables) => tables,
+                None => self.channels.insert(ChannelTables::open(self.transaction)?),
+            };
+            let last = tables.write(key, projection)?;
+            let channel = ChannelKey { tenant: key.tenant.clone(), channel: projection.channel.clone() };
+            channels.insert(channel, last);
         }
         for content in &append.contents {
             self.refer(key, &content.sha256)?;
