@@ -60,6 +60,8 @@ struct Subscriber {
     http: reqwest::Client,
     url: String,
     random: u64,
+    /// Frames after which it has let go of a connection, at the latest.
+    stays_max: u64,
     received: Vec<Frame>,
 }
 
@@ -91,7 +93,7 @@ impl Subscriber {
                     continue;
                 }
             };
-            let (mut frames, stays) = (frames, random(&mut self.random) % 60);
+            let (mut frames, stays) = (frames, random(&mut self.random) % self.stays_max);
             let lags = random(&mut self.random).is_multiple_of(4);
             for _ in 0..stays {
                 let Some(frame) = frames.next().await else { break };
@@ -141,7 +143,10 @@ async fn every_subscriber_ends_up_with_the_journal_whatever_it_and_the_server_do
         let run = (n % 10 != 0).then(|| ids[random(&mut state) as usize % ids.len()].clone());
         let path = run.as_ref().map_or("/v1/channels/probes/events".to_owned(), |id| format!("/v1/runs/{id}/events"));
         let (http, random_state) = (http.clone(), random(&mut state) | 1);
-        let subscriber = Subscriber { http, url: format!("{url}{path}"), random: random_state, received: Vec::new() };
+        // A channel has the frames of all runs, and whoever comes back to it reads a page.
+        let stays_max = if run.is_some() { 60 } else { 20 * runs as u64 };
+        let subscriber =
+            Subscriber { http, url: format!("{url}{path}"), random: random_state, stays_max, received: Vec::new() };
         let (late, target) = (random(&mut state) % 1_500, Arc::clone(&target));
         following.push((
             run.clone(),
