@@ -404,8 +404,8 @@ mod tests {
         let journal = Arc::new(RedbJournal::open(&dir.path().join("journal.redb")).unwrap());
         let key = RunKey { tenant: "a".parse().unwrap(), run: RunId::from_bytes([1; 16]) };
         let batch =
-            |events| Batch { at: Timestamp::from_millis(1), events, contents: vec![], summary: None, channel: None };
-        journal.create(&key, batch(vec![Event::RunStarted {}; 2]), None).await.unwrap();
+            |events| Batch { at: Timestamp::from_millis(1), events, ..Batch::default() };
+        journal.create(&key, batch(vec![Event::RunStarted { deadline: None }; 2]), None).await.unwrap();
         journal.append(&key, 2, batch(vec![Event::RunResumed {}; 3])).await.unwrap();
         let removed = keys::record(&key, 2);
         let remove = move |transaction: &WriteTransaction| {
