@@ -9,7 +9,7 @@ GUEST_DIR := target/guests
 GUESTS    := examples/document-digest examples/omni-task tests/guests/probe tests/guests/hostile tests/guests/waits bench/guests/noop
 COMPONENTS := $(GUEST_DIR)/wasm32-unknown-unknown/release
 
-.PHONY: help build wasm guests run test sim check bench clean
+.PHONY: help build wasm guests run test sim client check bench clean
 
 help: ## Lists what can be done
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -34,6 +34,9 @@ test: guests ## Passes all tests
 RUNS ?= 1000000
 sim: ## Plays random runs against the rules of the core (SEED=17: that one; RUNS=100000: so many, else a million)
 	$(if $(SEED),STEPWELL_SEED=$(SEED),STEPWELL_SEEDS=$(RUNS)) $(CARGO) test $(PROFILE) --locked -p stepwell-core --lib simulation
+
+client: guests ## Tests the TypeScript client against the real program, and in a browser
+	@scripts/client-test.sh
 
 check: wasm ## Formatting, lints and documentation, with warnings as errors
 	$(CARGO) fmt --all --check

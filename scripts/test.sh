@@ -11,4 +11,5 @@ else
   $cargo test --release --locked --workspace --lib --bins --tests
 fi
 $cargo test --release --locked --quiet -p stepwell-guest -p stepwell-core -p stepwell --doc
+scripts/client-test.sh
 (cd examples && CARGO_TARGET_DIR=${GUEST_DIR:-$PWD/../target/guests} $cargo test --release --locked --quiet --lib)

@@ -61,6 +61,12 @@ impl Access {
         self.write().insert(DEV.to_owned(), (hash(DEV), tenant));
     }
 
+    /// Whether the key `dev` is accepted.
+    #[must_use]
+    pub fn is_dev(&self) -> bool {
+        self.tenants.read().unwrap_or_else(PoisonError::into_inner).contains_key(DEV)
+    }
+
     /// Whose key it is.
     #[must_use]
     pub fn caller(&self, key: &str) -> Option<Caller> {

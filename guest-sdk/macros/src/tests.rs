@@ -69,7 +69,7 @@ fn all_mistakes_are_reported_at_once() {
             "a step is a function, not a method: it has no `self`",
             "a step owns its inputs: only `ctx: &Ctx` is a reference",
             "unknown key; a step has `after`, `when`, `retry`, `timeout`, `fuel` and `memory`",
-            "unknown key; a workflow has `topics`, `channel` and `output`",
+            "unknown key; a workflow has `topics`, `channel`, `output`, `signals` and `timeout`",
         ]
     );
 }
@@ -256,6 +256,13 @@ fn numbers_keep_to_the_contract() {
         (quote!(retry(factor = 0.5)), "must be 1 to 10 times"),
         (quote!(retry(jitter = 2)), "must be 0 to 1 of a wait"),
         (quote!(retry(initial = "25h")), "must be 0 to 86400000 milliseconds"),
+        (quote!(retry(when_exhausted = "wait")), "`when_exhausted` is \"fail\" or \"pause\""),
+        (quote!(retry(errors(busy(max_attempts = 0)))), "must be 1 to 100 attempts"),
+        (
+            quote!(retry(errors(busy(jitter = 1)))),
+            "unknown key; an error has `max_attempts`, `initial`, `factor` and `max`",
+        ),
+        (quote!(retry(errors(Busy(max = "1s")))), "a failure's code has 1 to 64 of the characters a-z 0-9 _"),
         (quote!(retry(max = "10ms")), "`max` is less than `initial`, which is 1000 ms"),
         (quote!(timeout = "0s"), "must be 1 to 3600000 milliseconds"),
         (quote!(fuel = 0), "must be 1 to 100000000000 instructions"),
@@ -263,7 +270,7 @@ fn numbers_keep_to_the_contract() {
         (quote!(fuel = 1, fuel = 2), "this is given twice"),
         (
             quote!(retry(patience = 3)),
-            "unknown key; `retry` has `max_attempts`, `initial`, `factor`, `max` and `jitter`",
+            "unknown key; `retry` has `max_attempts`, `initial`, `factor`, `max`, `jitter`, `errors` and `when_exhausted`",
         ),
     ];
     for (key, expected) in cases {

@@ -11,6 +11,7 @@ mod auth;
 mod channels;
 mod control;
 mod events;
+mod live;
 mod openapi;
 mod problem;
 mod providers;
@@ -66,7 +67,9 @@ pub struct App {
 
 /// All routes.
 pub fn router(app: App) -> Router {
+    let for_developers = if app.access.is_dev() { live::routes() } else { Router::new() };
     Router::new()
+        .merge(for_developers)
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .route("/openapi.json", get(openapi::get))

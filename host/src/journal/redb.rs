@@ -403,8 +403,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let journal = Arc::new(RedbJournal::open(&dir.path().join("journal.redb")).unwrap());
         let key = RunKey { tenant: "a".parse().unwrap(), run: RunId::from_bytes([1; 16]) };
-        let batch =
-            |events| Batch { at: Timestamp::from_millis(1), events, ..Batch::default() };
+        let batch = |events| Batch { at: Timestamp::from_millis(1), events, ..Batch::default() };
         journal.create(&key, batch(vec![Event::RunStarted { deadline: None }; 2]), None).await.unwrap();
         journal.append(&key, 2, batch(vec![Event::RunResumed {}; 3])).await.unwrap();
         let removed = keys::record(&key, 2);

@@ -1,0 +1,163 @@
+import { isTerminal, type Json, type RunEvent, type RunStatus, type WaitReason } from "./events.js";
+
+/** A step as its events tell. */
+export interface StepView {
+  readonly node: string;
+  readonly items: readonly number[];
+  readonly status: "running" | "suspended" | "completed" | "failed" | "skipped" | "cancelled";
+  readonly attempt: number;
+  /** What a suspended step waits for. */
+  readonly waitsFor?: WaitReason;
+}
+
+/** An update that counts. */
+export interface Update {
+  readonly seq: number;
+  readonly at: string;
+  readonly node: string;
+  readonly items: readonly number[];
+  readonly attempt: number;
+  readonly topic: string;
+  readonly payload: Json;
+}
+
+/** What a run looks like after the events that were seen. Never changed: each event makes a new one. */
+export interface RunView {
+  /** The last event that was seen; 0 before the first. */
+  readonly seq: number;
+  readonly status: RunStatus;
+  /** What a suspended run waits for. A turn of a person is `signal`; everything else goes on by itself. */
+  readonly waitsFor?: WaitReason;
+  /** Until when, where a timer ends the wait. */
+  readonly waitsUntil?: string;
+  /** By `node`, or `node[item][item]` inside fan-outs and loops. */
+  readonly steps: ReadonlyMap<string, StepView>;
+  /** The updates that count, in order: those of failed attempts are not among them. */
+  readonly updates: readonly Update[];
+  readonly output?: Json;
+  readonly failure?: NonNullable<RunEvent["failure"]>;
+  readonly endedAt?: string;
+}
+
+/** A run of which nothing was seen. */
+export const emptyView: RunView = { seq: 0, status: "queued", steps: new Map(), updates: [] };
+
+/** The name of a step. */
+export function stepName(event: Pick<RunEvent, "node" | "items">): string {
+  return (event.node ?? "") + (event.items ?? []).map((item) => `[${item}]`).join("");
+}
+
+/** Takes in the next event. One that was seen before changes nothing. */
+export function seeEvent(view: RunView, event: RunEvent): RunView {
+  if (event.seq <= view.seq) return view;
+  const next: { -readonly [K in keyof RunView]: RunView[K] } = { ...view, seq: event.seq };
+  const step = (changes: Partial<StepView> & Pick<StepView, "status">): void => {
+    const name = stepName(event);
+    const before = view.steps.get(name);
+    const { waitsFor: _, ...rest } = before ?? { node: event.node ?? "", items: event.items ?? [], attempt: 0 };
+    next.steps = new Map(view.steps).set(name, { ...rest, ...changes });
+  };
+  switch (event.kind) {
+    case "run.started":
+    case "run.resumed":
+      next.status = "running";
+      delete next.waitsFor;
+      delete next.waitsUntil;
+      break;
+    case "run.suspended":
+      next.status = "suspended";
+      next.waitsFor = event.reason as WaitReason;
+      if (event.until !== undefined) next.waitsUntil = event.until;
+      break;
+    case "run.paused":
+      next.status = "paused";
+      delete next.waitsFor;
+      delete next.waitsUntil;
+      break;
+    case "run.completed":
+      next.status = "completed";
+      next.output = event.output ?? null;
+      break;
+    case "run.failed":
+      next.status = "failed";
+      if (event.failure !== undefined) next.failure = event.failure;
+      break;
+    case "run.cancelled":
+      next.status = "cancelled";
+      break;
+    case "step.started":
+      step({ status: "running", attempt: event.attempt ?? 1 });
+      break;
+    case "step.resumed":
+      step({ status: "running" });
+      break;
+    case "step.suspended":
+      step({ status: "suspended", waitsFor: event.reason as WaitReason });
+      break;
+    case "step.completed":
+    case "step.taken_over":
+      step({ status: "completed" });
+      break;
+    case "step.failed":
+      step({ status: event.will_retry === true || event["pauses"] === true ? "suspended" : "failed" });
+      break;
+    case "step.skipped":
+      step({ status: "skipped" });
+      break;
+    case "step.cancelled":
+      step({ status: "cancelled" });
+      break;
+    case "step.update":
+      next.updates = [
+        ...view.updates,
+        {
+          seq: event.seq,
+          at: event.at,
+          node: event.node ?? "",
+          items: event.items ?? [],
+          attempt: event.attempt ?? 1,
+          topic: event.topic ?? "",
+          payload: event.payload ?? null,
+        },
+      ];
+      break;
+    case "step.rolled_back": {
+      const name = stepName(event);
+      const [first, last] = [event.first_seq ?? 0, event.last_seq ?? 0];
+      const counts = (update: Update): boolean =>
+        stepName(update) !== name || update.seq < first || update.seq > last;
+      next.updates = view.updates.filter(counts);
+      break;
+    }
+  }
+  if (isTerminal(event)) {
+    delete next.waitsFor;
+    delete next.waitsUntil;
+    next.endedAt = event.at;
+  }
+  return next;
+}
+
+/** Whether the run has ended. A suspended run has not, whatever it waits for. */
+export function hasEnded(view: RunView): boolean {
+  return view.endedAt !== undefined;
+}
+
+/** Whether it is a person's turn: the run waits for a signal, or for an operator. */
+export function waitsForPerson(view: RunView): boolean {
+  return view.status === "paused" || view.waitsFor === "signal" || view.waitsFor === "operator";
+}
+
+/** The text that updates `{"delta": "…"}` make, of all steps or of one, on all topics or on one. */
+export function textOf(view: RunView, of: { readonly topic?: string; readonly step?: string } = {}): string {
+  let text = "";
+  for (const update of view.updates) {
+    if (of.topic !== undefined && update.topic !== of.topic) continue;
+    if (of.step !== undefined && stepName(update) !== of.step) continue;
+    const { payload } = update;
+    if (typeof payload === "object" && payload !== null && !Array.isArray(payload) && typeof payload["delta"] === "string") {
+      text += payload["delta"];
+    }
+  }
+  return text;
+}

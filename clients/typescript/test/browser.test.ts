@@ -1,0 +1,214 @@
+import { existsSync, mkdtempSync } from "node:fs";
+import { createServer, type Server as HttpServer } from "node:http";
+import type { AddressInfo } from "node:net";
+import { tmpdir } from "node:os";
+import { join, resolve } from "node:path";
+
+import { build } from "esbuild";
+import { type Browser, type BrowserContext, chromium, type Page } from "playwright-core";
+import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
+
+import { emptyView, type RunEvent, seeEvent } from "../src/index.js";
+import { Proxy } from "./proxy.js";
+import { eventually, Server } from "./server.js";
+
+const executablePath = process.env["CHROMIUM"] ?? "/usr/bin/chromium";
+
+let server: Server;
+let browser: Browser;
+let bundle: string;
+let context: BrowserContext | undefined;
+
+beforeAll(async () => {
+  server = await Server.start();
+  server.deploy("probe", "stepwell_probe");
+  server.deploy("waits", "stepwell_waits");
+  const built = await build({
+    entryPoints: [resolve(import.meta.dirname, "../src/index.ts")],
+    bundle: true,
+    format: "iife",
+    globalName: "stepwell",
+    write: false,
+  });
+  bundle = built.outputFiles[0]?.text ?? "";
+  browser = await chromium.launch({
+    executablePath,
+    args: [
+      "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+      "--disable-component-update", "--disable-sync",
+    ],
+  });
+});
+afterAll(async () => {
+  await browser?.close();
+  await server?.close();
+});
+afterEach(async () => {
+  await context?.close();
+  context = undefined;
+});
+
+async function newPage(): Promise<Page> {
+  context = await browser.newContext();
+  return context.newPage();
+}
+
+/** What the journal says that a page must show. */
+async function truth(id: string): Promise<{ seq: string; status: string; updates: string }> {
+  const events: RunEvent[] = [];
+  for (;;) {
+    const page = await server.client.events(id, { after: events.at(-1)?.seq ?? 0, limit: 1000 });
+    events.push(...page.data);
+    if (!page.page.has_more) break;
+  }
+  const view = events.reduce(seeEvent, emptyView);
+  return { seq: String(view.seq), status: view.status, updates: JSON.stringify(view.updates.map((update) => update.seq)) };
+}
+
+/** What `examples/live` shows. */
+const shown = (page: Page): Promise<{ seq: string; status: string; updates: string }> =>
+  page.evaluate(() => {
+    const { seq, status, updates } = document.body.dataset;
+    return { seq: seq ?? "", status: status ?? "", updates: updates ?? "" };
+  });
+
+async function agrees(page: Page, id: string): Promise<void> {
+  await eventually("the run to end", async () => {
+    const { status } = await server.client.run(id);
+    return status === "completed" || status === "failed" ? true : undefined;
+  }, 60_000);
+  const expected = await truth(id);
+  await eventually(`the page to show event ${expected.seq}`, async () => ((await shown(page)).seq === expected.seq ? true : undefined));
+  expect(await shown(page)).toEqual(expected);
+}
+
+const slow = { busy_ms: 700, updates: 60, fail_node: "left", fail_first: 1 };
+
+describe("examples/live, with the browser's own EventSource", () => {
+  it("shows a run live, through a reload in the middle", async () => {
+    const run = await server.client.start("probe", slow);
+    const page = await newPage();
+    await page.goto(`${server.url}/live/?run=${run.id}`);
+    await eventually("some events", async () => (Number((await shown(page)).seq) > 10 ? true : undefined));
+    await page.reload();
+    await agrees(page, run.id);
+  });
+
+  it("goes on when the network is gone for a while, and when the server is killed", async () => {
+    const run = await server.client.start("probe", slow);
+    const page = await newPage();
+    await page.goto(`${server.url}/live/?run=${run.id}`);
+    await eventually("some events", async () => (Number((await shown(page)).seq) > 5 ? true : undefined));
+    await context?.setOffline(true);
+    await new Promise((done) => setTimeout(done, 500));
+    await context?.setOffline(false);
+    await server.kill();
+    await server.up();
+    await agrees(page, run.id);
+  });
+
+  it("shows a run by token alone, through proxies that cut and that collect", async () => {
+    for (const torture of [{ cutAfterMs: 2_000 }, { bufferMs: 1_000 }]) {
+      const proxy = await Proxy.start(() => server.url, torture);
+      const run = await server.client.start("probe", slow);
+      const { token } = await server.client.runToken(run.id);
+      const page = await newPage();
+      await page.goto(`${proxy.url}/live/?run=${run.id}&token=${encodeURIComponent(token)}`);
+      await agrees(page, run.id);
+      await context?.close();
+      proxy.close();
+    }
+  });
+
+  it("says that it is a person's turn, and sends what the person says", async () => {
+    const run = await server.client.start("waits", [{ signal: { name: "go" } }, { publish: "thanks" }]);
+    const page = await newPage();
+    await page.goto(`${server.url}/live/?run=${run.id}`);
+    await page.getByText("waits for somebody").waitFor();
+    await page.getByLabel("Signal").fill("go");
+    await page.getByLabel("Payload").fill('{"by": "Ada"}');
+    await page.getByRole("button", { name: "Send" }).click();
+    await agrees(page, run.id);
+    expect((await server.client.run(run.id)).output).toMatchObject([{ by: "Ada" }, expect.anything()]);
+  });
+});
+
+describe("the client, in a browser of another origin", () => {
+  let app: HttpServer;
+  let origin: string;
+  beforeAll(async () => {
+    app = createServer((_, answer) => answer.writeHead(200, { "content-type": "text/html" }).end("<!doctype html><body></body>"));
+    await new Promise<void>((listening) => app.listen(0, "127.0.0.1", listening));
+    origin = `http://127.0.0.1:${(app.address() as AddressInfo).port}`;
+    const put = await fetch(`${server.url}/v1/settings/cors`, {
+      method: "PUT",
+      headers: { authorization: "Bearer dev", "content-type": "application/json" },
+      body: JSON.stringify({ origins: [origin] }),
+    });
+    expect(put.ok).toBe(true);
+  });
+  afterAll(() => void app?.close());
+
+  it("sees every event once, in order, through a cutting proxy, an outage and a killed server", async () => {
+    const proxy = await Proxy.start(() => server.url, { cutAfterMs: 2_000 });
+    const run = await server.client.start("probe", { ...slow, busy_ms: 1_200 });
+    const { token } = await server.client.runToken(run.id);
+    const page = await newPage();
+    await page.goto(origin);
+    await page.addScriptTag({ content: bundle });
+    const following = page.evaluate(
+      async ([url, credential, id]) => {
+        const { Stepwell, emptyView, seeEvent } = (globalThis as unknown as { stepwell: typeof import("../src/index.js") }).stepwell;
+        const seen: number[] = [];
+        let view = emptyView;
+        for await (const event of new Stepwell({ url: url ?? "", credential: credential ?? "" }).subscribe(id ?? "", { backoffMaxMs: 300 })) {
+          seen.push(event.seq);
+          view = seeEvent(view, event);
+        }
+        return { seen, status: view.status, updates: view.updates.map((update) => update.seq) };
+      },
+      [proxy.url, token, run.id],
+    );
+    await eventually("some events", async () => ((await server.client.events(run.id, { after: 15, limit: 1 })).data.length > 0 ? true : undefined));
+    await context?.setOffline(true);
+    await new Promise((done) => setTimeout(done, 300));
+    await context?.setOffline(false);
+    await server.kill();
+    await server.up();
+    const { seen, status, updates } = await following;
+    proxy.close();
+    const expected = await truth(run.id);
+    expect(seen).toEqual(Array.from({ length: Number(expected.seq) }, (_, index) => index + 1));
+    expect({ status, updates: JSON.stringify(updates) }).toEqual({ status: expected.status, updates: expected.updates });
+  });
+
+  it("is not let in from an origin that the tenant has not named", async () => {
+    const stranger = createServer((_, answer) => answer.writeHead(200, { "content-type": "text/html" }).end("<!doctype html>"));
+    await new Promise<void>((listening) => stranger.listen(0, "127.0.0.1", listening));
+    const page = await newPage();
+    await page.goto(`http://127.0.0.1:${(stranger.address() as AddressInfo).port}`);
+    const run = await server.client.start("waits", []);
+    const { token } = await server.client.runToken(run.id);
+    const answer = await page.evaluate(
+      ([url, id, token]) => fetch(`${url}/v1/runs/${id}/events?token=${token}`).then(() => "let in", () => "refused"),
+      [server.url, run.id, token],
+    );
+    stranger.close();
+    expect(answer).toBe("refused");
+  });
+});
+
+it("the page looks as it should", async () => {
+  const run = await server.client.start("probe", { updates: 3 });
+  const page = await newPage();
+  await page.setViewportSize({ width: 1200, height: 800 });
+  await page.goto(`${server.url}/live/?run=${run.id}`);
+  await agrees(page, run.id);
+  await page.locator("nav button").first().waitFor();
+  const folder = process.env["SCREENSHOTS"] ?? mkdtempSync(join(tmpdir(), "stepwell-live-"));
+  const path = join(folder, "live.png");
+  await page.screenshot({ path, fullPage: true });
+  expect(existsSync(path)).toBe(true);
+  expect(await page.locator("#status").textContent()).toBe("completed");
+  expect(await page.locator("#steps tr").count()).toBe(5);
+});

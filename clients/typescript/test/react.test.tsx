@@ -1,0 +1,79 @@
+// @vitest-environment jsdom
+import { act, createElement, StrictMode } from "react";
+import { createRoot } from "react-dom/client";
+import { describe, expect, it } from "vitest";
+
+import { type RunEvent, RunStore, type Source } from "../src/index.js";
+import { useRun } from "../src/react.js";
+
+(globalThis as Record<string, unknown>)["IS_REACT_ACT_ENVIRONMENT"] = true;
+
+/** A source whose events a test sends, and that counts who follows. */
+class Scripted implements Source {
+  subscriptions = 0;
+  readonly begun: number[] = [];
+  private send: ((event: RunEvent | undefined) => void) | undefined;
+
+  async *subscribe(_: string, options: { after?: number; signal?: AbortSignal }): AsyncGenerator<RunEvent> {
+    this.subscriptions += 1;
+    this.begun.push(options.after ?? 0);
+    for (;;) {
+      const event = await new Promise<RunEvent | undefined>((told) => {
+        this.send = told;
+        options.signal?.addEventListener("abort", () => told(undefined));
+      });
+      if (event === undefined) return;
+      yield event;
+    }
+  }
+
+  async tell(event: Partial<RunEvent> & { seq: number; kind: string }): Promise<void> {
+    await act(async () => {
+      this.send?.({ at: "", ...event });
+      await Promise.resolve();
+    });
+  }
+}
+
+function mounted(source: Source, id: string): { text: () => string; unmount: () => void } {
+  const place = document.createElement("div");
+  const root = createRoot(place);
+  const Shown = (): ReturnType<typeof createElement> => {
+    const { view } = useRun(source, id);
+    return createElement("p", null, `${view.seq} ${view.status} ${view.waitsFor ?? ""} ${view.endedAt === undefined ? "on" : "over"}`);
+  };
+  act(() => root.render(createElement(StrictMode, null, createElement(Shown))));
+  return { text: () => place.textContent ?? "", unmount: () => act(() => root.unmount()) };
+}
+
+describe("useRun", () => {
+  // A page that was mounted again once subscribed a second time, and missed what had come in between.
+  it("keeps one subscription through re-mounts and a double mount", async () => {
+    const source = new Scripted();
+    const first = mounted(source, "r1");
+    await source.tell({ seq: 1, kind: "run.queued" });
+    first.unmount();
+    await source.tell({ seq: 2, kind: "run.started" });
+    const second = mounted(source, "r1");
+    expect(second.text()).toBe("2 running  on");
+    await source.tell({ seq: 3, kind: "run.suspended", reason: "timer" });
+    expect([second.text(), source.subscriptions, source.begun]).toEqual(["3 suspended timer on", 1, [0]]);
+    second.unmount();
+  });
+
+  // An agent's turn once ended on screen whenever it waited for something of its own.
+  it("does not take an inner wait for an end", async () => {
+    const source = new Scripted();
+    const page = mounted(source, "r2");
+    await source.tell({ seq: 1, kind: "run.started" });
+    for (const reason of ["timer", "child", "retry"]) {
+      await source.tell({ seq: RunStore.of(source, "r2").get().view.seq + 1, kind: "run.suspended", reason });
+      expect(page.text()).toMatch(new RegExp(`suspended ${reason} on`));
+      await source.tell({ seq: RunStore.of(source, "r2").get().view.seq + 1, kind: "run.resumed" });
+      expect(page.text()).toMatch(/running {2}on/);
+    }
+    await source.tell({ seq: 99, kind: "run.completed", output: 1 });
+    expect(page.text()).toBe("99 completed  over");
+    page.unmount();
+  });
+});

@@ -1,0 +1,157 @@
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+
+import { emptyView, hasEnded, type RunEvent, seeEvent, Stepwell, StepwellError } from "../src/index.js";
+import { Proxy } from "./proxy.js";
+import { eventually, Server } from "./server.js";
+
+let server: Server;
+
+beforeAll(async () => {
+  server = await Server.start();
+  server.deploy("probe", "stepwell_probe");
+  server.deploy("waits", "stepwell_waits");
+});
+afterAll(() => server.close());
+
+async function collect(events: AsyncIterable<RunEvent>): Promise<RunEvent[]> {
+  const seen = [];
+  for await (const event of events) seen.push(event);
+  return seen;
+}
+
+/** All of a run's events, from the journal. */
+async function journal(id: string): Promise<readonly RunEvent[]> {
+  const all: RunEvent[] = [];
+  for (;;) {
+    const page = await server.client.events(id, { after: all.at(-1)?.seq ?? 0, limit: 1000 });
+    all.push(...page.data);
+    if (!page.page.has_more) return all;
+  }
+}
+
+const slow = { busy_ms: 400, updates: 40, fail_node: "left", fail_first: 1 };
+
+describe("a subscription", () => {
+  it("sees every event once, in order, whenever it begins", async () => {
+    const run = await server.client.start("probe", { updates: 5 });
+    const live = await collect(server.client.subscribe(run.id));
+    const late = await collect(server.client.subscribe(run.id));
+    const rest = await collect(server.client.subscribe(run.id, { after: 4 }));
+    expect(live).toEqual(await journal(run.id));
+    expect(late).toEqual(live);
+    expect(rest).toEqual(live.slice(4));
+    expect(await collect(server.client.subscribe(run.id, { after: live.length }))).toEqual([]);
+  });
+
+  it("sees them through a proxy that cuts every connection, and one that collects", async () => {
+    for (const torture of [{ cutAfterMs: 250 }, { bufferMs: 700 }]) {
+      const proxy = await Proxy.start(() => server.url, torture);
+      const run = await server.client.start("probe", slow);
+      const token = await server.client.runToken(run.id);
+      const through = new Stepwell({ url: proxy.url, credential: token.token });
+      const seen = await collect(through.subscribe(run.id, { backoffMaxMs: 50 }));
+      expect(seen).toEqual(await journal(run.id));
+      if (torture.cutAfterMs !== undefined) expect(proxy.connections).toBeGreaterThan(2);
+      proxy.close();
+    }
+  });
+
+  it("goes on where it was when the server is killed and comes back", async () => {
+    const run = await server.client.start("probe", slow);
+    const seen: RunEvent[] = [];
+    for await (const event of server.client.subscribe(run.id, { backoffMaxMs: 200 })) {
+      seen.push(event);
+      if (event.seq === 20) {
+        await server.kill();
+        await server.up();
+      }
+    }
+    const expected = await journal(run.id);
+    expect(seen).toEqual(expected);
+    expect(hasEnded(seen.reduce(seeEvent, emptyView))).toBe(true);
+  });
+
+  it("gets a new token when the old one's time is over", async () => {
+    const run = await server.client.start("waits", [{ sleep: 1_500 }, { publish: 1 }]);
+    let given = 0;
+    const credential = async (why: "first" | "expired"): Promise<string> => {
+      expect(why).toBe(given === 0 ? "first" : "expired");
+      given += 1;
+      return (await server.client.runToken(run.id, { ttlSeconds: given === 1 ? 1 : 60 })).token;
+    };
+    const proxy = await Proxy.start(() => server.url, { cutAfterMs: 1_200 });
+    const seen = await collect(new Stepwell({ url: proxy.url, credential }).subscribe(run.id));
+    proxy.close();
+    expect(seen).toEqual(await journal(run.id));
+    expect(given).toBe(2);
+  });
+
+  it("ends with what will not go away, and when it is told to", async () => {
+    const refused = async (events: AsyncIterable<unknown>): Promise<string> => {
+      try {
+        for await (const _ of events);
+        return "ended";
+      } catch (error) {
+        return error instanceof StepwellError ? error.code : String(error);
+      }
+    };
+    const unknown = "01890000-0000-7000-8000-000000000000";
+    expect(await refused(server.client.subscribe(unknown))).toBe("unknown_run");
+    const run = await server.client.start("waits", [{ signal: { name: "go" } }]);
+    expect(await refused(server.client.subscribe(run.id, { topics: ["nothing"] }))).toBe("unknown_topic");
+    const stranger = new Stepwell({ url: server.url, credential: "sws_nonsense" });
+    expect(await refused(stranger.subscribe(run.id))).toBe("invalid_token");
+    const stop = new AbortController();
+    const following = refused(server.client.subscribe(run.id, { signal: stop.signal }));
+    stop.abort();
+    expect(await following).toBe("ended");
+    await server.client.cancel(run.id, "enough");
+  });
+
+  it("notices a connection on which nothing is heard", async () => {
+    const run = await server.client.start("waits", [{ signal: { name: "go" } }]);
+    const states: boolean[] = [];
+    const seen = collect(
+      server.client.subscribe(run.id, { silenceMs: 300, backoffMaxMs: 20, onConnection: ({ connected }) => states.push(connected) }),
+    );
+    await eventually("it to come back", () => (states.filter((connected) => connected).length >= 2 ? true : undefined));
+    await server.client.signal(run.id, "go", { n: 1 });
+    expect(await seen).toEqual(await journal(run.id));
+  });
+
+  it("follows many runs by their channel", async () => {
+    const correlation = `task-${Date.now()}`;
+    const started = await Promise.all([1, 2].map(() => server.client.start("waits", [{ publish: 1 }], { correlation })));
+    const ended = new Set<string>();
+    const cursors: number[] = [];
+    for await (const event of server.client.subscribeChannel("waits", { correlation })) {
+      expect(event.correlation).toBe(correlation);
+      cursors.push(event.cursor);
+      if (event.kind === "run.completed") ended.add(event.run);
+      if (ended.size === 2) break;
+    }
+    expect(ended).toEqual(new Set(started.map((run) => run.id)));
+    expect(cursors).toEqual([...cursors].sort((a, b) => a - b));
+  });
+});
+
+describe("the API", () => {
+  it("starts, steers and repeats runs", async () => {
+    const { client } = server;
+    const run = await client.start("waits", [{ signal: { name: "go" } }], { idempotencyKey: "k" });
+    expect((await client.start("waits", [{ signal: { name: "go" } }], { idempotencyKey: "k" })).id).toBe(run.id);
+    await eventually("it to wait", async () => ((await client.run(run.id)).waits_for === "signal" ? true : undefined));
+    expect((await client.pause(run.id, "lunch")).status).toBe("paused");
+    expect((await client.resume(run.id)).status).not.toBe("paused");
+    const first = await client.signal(run.id, "go", 7, "s");
+    await eventually("its end", async () => ((await client.run(run.id)).status === "completed" ? true : undefined));
+    expect(first.seq).toBeGreaterThan(0);
+    expect((await client.run(run.id)).output).toEqual([7]);
+    const again = await client.rerun(run.id, { input: [{ sleep: 0 }] });
+    expect(again.rerun_of).toBe(run.id);
+    await collect(client.subscribe(again.id));
+    expect((await client.run(again.id)).status).toBe("completed");
+    await expect(client.cancel(run.id)).rejects.toMatchObject({ status: 409, code: "run_ended" });
+    expect((await client.runs({ workflow: "waits", limit: 2 })).data).toHaveLength(2);
+  });
+});

@@ -1,0 +1,66 @@
+import { describe, expect, it } from "vitest";
+
+import { emptyView, hasEnded, type RunEvent, type RunView, seeEvent, textOf, waitsForPerson } from "../src/index.js";
+
+function view(...events: (Partial<RunEvent> & { kind: string })[]): RunView {
+  return events.reduce<RunView>(
+    (view, event, index) => seeEvent(view, { seq: index + 1, at: "2026-01-01T00:00:00.000Z", ...event }),
+    emptyView,
+  );
+}
+
+const update = (node: string, delta: string, items?: number[]): Partial<RunEvent> & { kind: string } => ({
+  kind: "step.update",
+  node,
+  ...(items === undefined ? {} : { items }),
+  attempt: 1,
+  topic: "tokens",
+  payload: { delta },
+});
+
+describe("a run's view", () => {
+  it("drops exactly the updates that were rolled back", () => {
+    const run = view(
+      update("a", "1"),
+      update("b", "2"),
+      update("a", "3", [0]),
+      update("a", "4"),
+      { kind: "step.rolled_back", node: "a", attempt: 1, first_seq: 1, last_seq: 4 },
+      update("a", "5"),
+    );
+    expect(run.updates.map((update) => update.seq)).toEqual([2, 3, 6]);
+    expect(textOf(run)).toBe("235");
+    expect(textOf(run, { step: "a[0]" })).toBe("3");
+    expect(textOf(run, { topic: "other" })).toBe("");
+  });
+
+  it("takes an event once, however often it comes", () => {
+    const once = view(update("a", "1"));
+    expect(seeEvent(once, { seq: 1, at: "", kind: "run.failed" })).toBe(once);
+  });
+
+  it("has not ended while it waits, and says whose turn it is", () => {
+    const started = [{ kind: "run.queued" }, { kind: "run.started" }];
+    for (const [reason, person] of [["timer", false], ["retry", false], ["child", false], ["signal", true], ["operator", true]] as const) {
+      const run = view(...started, { kind: "run.suspended", reason });
+      expect([run.status, run.waitsFor, hasEnded(run), waitsForPerson(run)]).toEqual(["suspended", reason, false, person]);
+      const resumed = view(...started, { kind: "run.suspended", reason }, { kind: "run.resumed" });
+      expect([resumed.status, resumed.waitsFor]).toEqual(["running", undefined]);
+    }
+    const paused = view(...started, { kind: "run.paused", reason: "lunch" });
+    expect([paused.status, hasEnded(paused), waitsForPerson(paused)]).toEqual(["paused", false, true]);
+    expect(hasEnded(view(...started, { kind: "run.completed", output: 1 }))).toBe(true);
+  });
+
+  it("follows steps through attempts, waits and ends", () => {
+    const run = view(
+      { kind: "step.started", node: "a", attempt: 1 },
+      { kind: "step.failed", node: "a", attempt: 1, will_retry: true },
+      { kind: "step.suspended", node: "a", reason: "retry" },
+    );
+    expect(run.steps.get("a")).toMatchObject({ status: "suspended", attempt: 1, waitsFor: "retry" });
+    const again = [{ kind: "step.resumed", node: "a" }, { kind: "step.started", node: "a", attempt: 2 }];
+    const later = again.reduce((run, event) => seeEvent(run, { seq: run.seq + 1, at: "", ...event }), run);
+    expect(later.steps.get("a")).toEqual({ node: "a", items: [], status: "running", attempt: 2 });
+  });
+});
