@@ -48,7 +48,7 @@ check: wasm ## Formatting, lints and documentation, with warnings as errors
 bench: guests ## Prints what this machine does, and writes it to target/bench.json (QUICK=1: a rough look)
 	$(CARGO) build $(PROFILE) --locked -p stepwell-bench
 	target/release/stepwell-bench --server $(SERVER) --noop $(COMPONENTS)/stepwell_noop.component.wasm \
-	  --probe $(COMPONENTS)/stepwell_probe.component.wasm $(if $(QUICK),--quick)
+	  --probe $(COMPONENTS)/stepwell_probe.component.wasm --waits $(COMPONENTS)/stepwell_waits.component.wasm $(if $(QUICK),--quick)
 
 clean: ## Removes everything that was built
 	rm -rf target

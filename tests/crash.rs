@@ -8,13 +8,13 @@ use serde_json::{Value, json};
 use crate::support::{Server, check_history};
 
 /// A number that is different in each run of the test and printed when it fails.
-fn seed() -> u64 {
+pub(crate) fn seed() -> u64 {
     std::env::var("STEPWELL_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or_else(|| {
         std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().subsec_nanos().into()
     })
 }
 
-fn next(state: &mut u64) -> u64 {
+pub(crate) fn next(state: &mut u64) -> u64 {
     *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
     *state >> 33
 }

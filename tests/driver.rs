@@ -13,28 +13,36 @@ use stepwell::journal::catalog::VersionRecord;
 use stepwell::journal::{Journal, RedbJournal};
 use stepwell::sandbox::{Sandbox, SandboxConfig};
 use stepwell::vault::Vault;
-use stepwell_core::{Event, Json, RunKey, TenantId, WorkflowName};
+use stepwell_core::{Event, Json, Payload, RunKey, TenantId, WorkflowName};
 use stepwell_outbound::{Outbound, OutboundConfig};
 
 use crate::journal::Disk;
 use crate::support::{PATIENCE, Server, check_history, eventually, guest};
 
-/// A driver of one's own, with the probe deployed.
-struct Host {
-    disk: Disk,
-    journal: Arc<RedbJournal>,
+/// A driver of one's own, with a guest deployed.
+pub(crate) struct Host {
+    pub(crate) disk: Disk,
+    pub(crate) journal: Arc<RedbJournal>,
     sandbox: Arc<Sandbox>,
     outside: Outside,
-    driver: Driver,
-    tenant: TenantId,
-    probe: WorkflowName,
-    _code: tempfile::TempDir,
+    pub(crate) driver: Driver,
+    pub(crate) tenant: TenantId,
+    pub(crate) workflow: WorkflowName,
+    code: tempfile::TempDir,
 }
 
 const SLOTS: u32 = 8;
 
+const CONFIG: DriverConfig =
+    DriverConfig { active_runs_max: 10, active_runs_per_tenant: 10, updates_per_second: 5_000, grace: Duration::ZERO };
+
 impl Host {
     async fn new() -> Self {
+        Self::with("probe", "stepwell_probe").await
+    }
+
+    /// A host with this guest deployed under this name.
+    pub(crate) async fn with(workflow: &str, guest_name: &str) -> Self {
         let disk = Disk::new(vec![], u64::MAX);
         let journal = Arc::new(RedbJournal::open_backend(disk.clone()).unwrap());
         let code = tempfile::tempdir().unwrap();
@@ -47,19 +55,10 @@ impl Host {
             compiler: env!("CARGO_BIN_EXE_stepwell").into(),
         });
         let sandbox = Arc::new(sandbox.unwrap());
-        let config = DriverConfig {
-            active_runs_max: 10,
-            active_runs_per_tenant: 10,
-            updates_per_second: 5_000,
-            grace: Duration::ZERO,
-        };
-        let vault = Arc::new(Vault::open(code.path(), false).unwrap());
-        let outbound = Outbound::new(OutboundConfig::default()).unwrap();
-        let outside = Outside { outbound, journal: Arc::clone(&journal), vault };
-        let driver = Driver::new(Arc::clone(&journal), Arc::clone(&sandbox), outside.clone(), &config);
-        let (tenant, probe): (TenantId, WorkflowName) = ("acme".parse().unwrap(), "probe".parse().unwrap());
-        let component = Bytes::from(guest("stepwell_probe"));
-        let inspected = sandbox.inspect(&tenant, component.clone()).await.unwrap();
+        let (tenant, workflow): (TenantId, WorkflowName) = ("acme".parse().unwrap(), workflow.parse().unwrap());
+        let host = Self::on(disk, journal, sandbox, tenant, workflow, code);
+        let component = Bytes::from(guest(guest_name));
+        let inspected = host.sandbox.inspect(&host.tenant, component.clone()).await.unwrap();
         let record = VersionRecord {
             version: inspected.version,
             created_at: clock::now(),
@@ -68,13 +67,48 @@ impl Host {
             graph: inspected.graph,
             is_of_document: false,
         };
-        journal.put_version(&tenant, &probe, record, component).await.unwrap();
-        Self { disk, journal, sandbox, outside, driver, tenant, probe, _code: code }
+        host.journal.put_version(&host.tenant, &host.workflow, record, component).await.unwrap();
+        host
+    }
+
+    fn on(
+        disk: Disk,
+        journal: Arc<RedbJournal>,
+        sandbox: Arc<Sandbox>,
+        tenant: TenantId,
+        workflow: WorkflowName,
+        code: tempfile::TempDir,
+    ) -> Self {
+        let vault = Arc::new(Vault::open(code.path(), false).unwrap());
+        let outbound = Outbound::new(OutboundConfig::default()).unwrap();
+        let outside = Outside { outbound, journal: Arc::clone(&journal), vault };
+        let driver = Driver::new(Arc::clone(&journal), Arc::clone(&sandbox), outside.clone(), &CONFIG);
+        Self { disk, journal, sandbox, outside, driver, tenant, workflow, code }
+    }
+
+    /// The host that comes after this one, on what is left of its disk.
+    pub(crate) async fn after_a_power_cut(self, torn: u64) -> Self {
+        let Self { disk, journal, sandbox, outside, driver, tenant, workflow, code } = self;
+        tokio::time::timeout(PATIENCE, driver.stop()).await.unwrap();
+        let disk = Disk::new(disk.survivor(torn), u64::MAX);
+        drop((journal, outside, driver));
+        let journal = Arc::new(RedbJournal::open_backend(disk.clone()).unwrap());
+        let host = Self::on(disk, journal, sandbox, tenant, workflow, code);
+        host.driver.recover().await.unwrap();
+        host
+    }
+
+    /// What a run that has completed has put out.
+    pub(crate) fn output(&self, key: &RunKey) -> Value {
+        match self.journal.read(key, 0, usize::MAX).unwrap().pop().unwrap().event {
+            Event::RunCompleted { output: Payload::Inline(json) } => serde_json::from_str(json.as_str()).unwrap(),
+            other => panic!("{other:?}"),
+        }
     }
 
     async fn start(&self, input: Value) -> RunKey {
         let input = Json::parse(input.to_string()).unwrap();
-        let started = self.driver.start(&self.tenant, &self.probe, None, input, None).await.unwrap();
+        let started = self.driver.start(&self.tenant, &self.workflow, None, input, None).await.unwrap();
         RunKey { tenant: self.tenant.clone(), run: started.run }
     }
 
@@ -137,13 +171,7 @@ async fn a_host_that_stops_leaves_what_it_cut_off_to_the_next() {
     assert!(!kinds.contains(&"step.failed") && !kinds.contains(&"run.cancelled"), "stopping is no event: {kinds:?}");
     assert_eq!(host.journal.unfinished(None, 10).unwrap(), std::slice::from_ref(&key));
 
-    let config = DriverConfig {
-        active_runs_max: 10,
-        active_runs_per_tenant: 10,
-        updates_per_second: 5_000,
-        grace: Duration::ZERO,
-    };
-    let next = Driver::new(Arc::clone(&host.journal), Arc::clone(&host.sandbox), host.outside.clone(), &config);
+    let next = Driver::new(Arc::clone(&host.journal), Arc::clone(&host.sandbox), host.outside.clone(), &CONFIG);
     assert_eq!(next.recover().await.unwrap(), 1);
     let again = || async {
         let events = host.journal.read(&key, 0, usize::MAX).unwrap();

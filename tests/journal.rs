@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
 
 use redb::StorageBackend;
 use sha2::{Digest as _, Sha256};
@@ -36,6 +37,23 @@ pub(crate) struct Image {
     passes: u64,
     /// Whether a sync waits.
     waiting: bool,
+    /// How long each sync takes.
+    delay: Duration,
+    /// How large it may become.
+    capacity: u64,
+}
+
+/// What is wrong with a disk.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Trouble {
+    /// Nothing.
+    None,
+    /// Each sync takes so long.
+    Slow(Duration),
+    /// It does not become any larger.
+    Full,
+    /// It is gone after so many syncs.
+    GoneAfter(u64),
 }
 
 impl Disk {
@@ -49,12 +67,23 @@ impl Disk {
             held: false,
             passes: 0,
             waiting: false,
+            delay: Duration::ZERO,
+            capacity: u64::MAX,
         };
         Self { image: Arc::new(Mutex::new(image)), released: Arc::default() }
     }
 
     fn with<T>(&self, what: impl FnOnce(&mut Image) -> T) -> T {
         what(&mut self.image.lock().unwrap())
+    }
+
+    /// Is in this trouble from now on, and in no other.
+    pub(crate) fn trouble(&self, trouble: Trouble) {
+        self.with(|image| {
+            image.delay = if let Trouble::Slow(delay) = trouble { delay } else { Duration::ZERO };
+            image.capacity = if let Trouble::Full = trouble { image.live.len() as u64 } else { u64::MAX };
+            image.fails_at = if let Trouble::GoneAfter(syncs) = trouble { image.syncs + syncs + 1 } else { u64::MAX };
+        });
     }
 
     /// Makes every sync wait for as long as what this returns lives.
@@ -64,7 +93,7 @@ impl Disk {
     }
 
     /// What is on the disk after the power cut: the last sync, and any of the writes after it. `torn` decides which.
-    fn survivor(&self, torn: u64) -> Vec<u8> {
+    pub(crate) fn survivor(&self, torn: u64) -> Vec<u8> {
         self.with(|image| {
             let mut bytes = image.durable.clone();
             for (number, (offset, data)) in image.unsynced.iter().enumerate() {
@@ -117,10 +146,13 @@ impl StorageBackend for Disk {
 
     fn set_len(&self, len: u64) -> io::Result<()> {
         self.with(|image| {
+            if len > image.capacity {
+                return Err(io::Error::from(io::ErrorKind::StorageFull));
+            }
             image.live.resize(len as usize, 0);
             image.durable.resize(len as usize, 0);
-        });
-        Ok(())
+            Ok(())
+        })
     }
 
     fn sync_data(&self) -> io::Result<()> {
@@ -131,7 +163,9 @@ impl StorageBackend for Disk {
         }
         image.waiting = false;
         image.passes = image.passes.saturating_sub(1);
+        let delay = image.delay;
         drop(image);
+        std::thread::sleep(delay);
         self.with(|image| {
             image.syncs += 1;
             if image.syncs >= image.fails_at {

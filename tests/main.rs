@@ -11,6 +11,7 @@
 )]
 
 mod api;
+mod chaos;
 mod cli;
 mod control;
 mod crash;

@@ -22,6 +22,7 @@ mod report;
 mod server;
 mod streams;
 mod subscribers;
+mod waiting;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -66,6 +67,9 @@ struct Args {
     /// The component of `tests/guests/probe`: steps that publish updates
     #[arg(long)]
     probe: PathBuf,
+    /// The component of `tests/guests/waits`: a step that waits
+    #[arg(long)]
+    waits: PathBuf,
     /// Where the figures go; journals are written beside it while it runs
     #[arg(long, default_value = "target/bench.json")]
     json: PathBuf,
@@ -84,6 +88,7 @@ enum Part {
     Graphs,
     Levels,
     Subscribers,
+    Waiting,
     Growth,
 }
 
@@ -110,6 +115,10 @@ struct Plan {
     idle_subscribers: usize,
     /// Subscribers of one run that publishes.
     busy_subscribers: usize,
+    /// Runs that wait for a signal.
+    waiting_runs: usize,
+    /// Runs that were in the middle of something when the host ended.
+    interrupted_runs: usize,
 }
 
 impl Plan {
@@ -124,6 +133,8 @@ impl Plan {
         versions: 1_000,
         idle_subscribers: 10_000,
         busy_subscribers: 1_000,
+        waiting_runs: 1_000_000,
+        interrupted_runs: 10_000,
     };
     const QUICK: Self = Self {
         warm_up: Duration::from_millis(500),
@@ -136,6 +147,8 @@ impl Plan {
         versions: 20,
         idle_subscribers: 1_000,
         busy_subscribers: 100,
+        waiting_runs: 20_000,
+        interrupted_runs: 500,
     };
 
     const fn level(&self, clients: usize) -> Level {
@@ -149,6 +162,7 @@ struct Bench {
     plan: Plan,
     noop: Bytes,
     probe: Bytes,
+    waits: Bytes,
     /// Where journals are written.
     disk: PathBuf,
 }
@@ -177,13 +191,14 @@ async fn bench(args: Args) -> anyhow::Result<()> {
     ensure!(args.server.is_file(), "there is no {}; `make bench` builds it", args.server.display());
     let noop = read(&args.noop)?;
     let probe = read(&args.probe)?;
+    let waits = read(&args.waits)?;
     let disk = args.json.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let disk = disk.to_path_buf();
     std::fs::create_dir_all(&disk).with_context(|| format!("cannot make {}", disk.display()))?;
 
     let mut report = Report::begin(args.quick);
-    let bench = Bench { args, plan, noop, probe, disk };
-    for part in [Part::Limits, Part::Graphs, Part::Levels, Part::Subscribers, Part::Growth] {
+    let bench = Bench { args, plan, noop, probe, waits, disk };
+    for part in [Part::Limits, Part::Graphs, Part::Levels, Part::Subscribers, Part::Waiting, Part::Growth] {
         if bench.args.only.is_some_and(|only| only != part) {
             continue;
         }
@@ -192,6 +207,7 @@ async fn bench(args: Args) -> anyhow::Result<()> {
             Part::Graphs => bench.graphs(&mut report).await?,
             Part::Levels => bench.levels(&mut report).await?,
             Part::Subscribers => bench.subscribers(&mut report).await?,
+            Part::Waiting => bench.waiting(&mut report).await?,
             Part::Growth => bench.growth(&mut report).await?,
         }
     }
@@ -327,6 +343,31 @@ impl Bench {
         let note = format!("the same for each of {idle_subscribers} to whom nothing happens");
         report.row("subscriber_idle_bytes", idle, "B", &note);
         server.stop().await
+    }
+
+    /// Runs that wait, and hosts that come back.
+    async fn waiting(&self, report: &mut Report) -> anyhow::Result<()> {
+        let Plan { waiting_runs, interrupted_runs, .. } = self.plan;
+        let (program, disk) = (&self.args.server, &self.disk);
+        let shown = report::thousands(waiting_runs as f64);
+        report.part(&format!("{shown} runs that wait for a signal, and a server that is started on them"));
+        let waiting = waiting::many(program, disk, &self.waits, waiting_runs).await?;
+        report.row("suspended_start_ms", waiting.start_ms, "ms", "from its start until it accepts requests");
+        report.row("suspended_rss_bytes", waiting.bytes_each, "B", "memory of the server for each of them");
+        report.row("suspended_disk_bytes", waiting.disk_bytes_each, "B", "disk for each of them");
+        let note = "one of them, read from disk: from its signal to its end";
+        report.latencies("suspended_wake_{}_ms", &waiting.woken_ms, note);
+
+        report.part("Hosts that come back, and people who intervene");
+        let seconds = waiting::recovery(program, disk, &self.waits, interrupted_runs).await?;
+        let shown = report::thousands(interrupted_runs as f64);
+        let note = format!("{shown} runs in the middle of an attempt: from the start until all have ended");
+        report.row("recovery_s_10k", seconds, "s", &note);
+        let (cancelled, resumed) = waiting::control(program, disk, &self.waits).await?;
+        report.latencies("cancel_{}_ms", &cancelled, "a run that computes: from the request to the answer, on disk");
+        let note = format!("a step with {} recorded calls: from its signal to its end", waiting::CALLS);
+        report.latencies("resume_1000_calls_{}_ms", &resumed, &note);
+        Ok(())
     }
 
     /// Whether a journal with many runs is slower than a new one.

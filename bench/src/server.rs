@@ -14,6 +14,7 @@ use hyper::header::CONTENT_TYPE;
 use hyper::{Method, StatusCode};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+use stepwell_core::Digest;
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
@@ -42,7 +43,25 @@ pub(crate) struct Server {
 impl Server {
     /// Starts a server with a new journal in a folder of its own in `disk`.
     pub(crate) async fn start(program: &Path, disk: &Path) -> anyhow::Result<Self> {
-        let data_dir = scratch_dir(disk)?;
+        Self::start_in(program, scratch_dir(disk)?).await
+    }
+
+    /// Stops the server, does something with its journal's file, and starts it again. Says how long that took until it
+    /// accepted connections.
+    pub(crate) async fn restart(
+        mut self,
+        program: &Path,
+        between: impl AsyncFnOnce(&Path) -> anyhow::Result<()>,
+    ) -> anyhow::Result<(Self, Duration)> {
+        self.end().await?;
+        let data_dir = std::mem::replace(&mut self.data_dir, tempfile::tempdir().context("cannot make a folder")?);
+        between(&data_dir.path().join("journal.redb")).await?;
+        let started = Instant::now();
+        let server = Self::start_in(program, data_dir).await?;
+        Ok((server, started.elapsed()))
+    }
+
+    async fn start_in(program: &Path, data_dir: TempDir) -> anyhow::Result<Self> {
         let mut child = Command::new(program)
             .args(["serve", "--dev", "--listen", "127.0.0.1:0", "--data-dir"])
             .arg(data_dir.path())
@@ -68,6 +87,17 @@ impl Server {
 
     pub(crate) async fn connect(&self) -> anyhow::Result<Connection> {
         Connection::open(self.address).await
+    }
+
+    /// Deploys a component and says which version it is.
+    pub(crate) async fn deploy_version(&self, name: &str, component: &Bytes) -> anyhow::Result<Digest> {
+        let path = format!("/v1/workflows/{name}/versions");
+        let headers = [(CONTENT_TYPE, "application/wasm")];
+        let mut connection = self.connect().await?;
+        let version =
+            connection.send_for_json(Method::POST, &path, &headers, component.clone(), StatusCode::CREATED).await?;
+        let version = version.pointer("/version").and_then(Value::as_str);
+        Ok(version.context("the deployed version has no name")?.parse()?)
     }
 
     /// Deploys a component and says how many steps a run of it has.
@@ -99,6 +129,10 @@ impl Server {
 
     /// Tells the server to stop and waits until it has.
     pub(crate) async fn stop(mut self) -> anyhow::Result<()> {
+        self.end().await
+    }
+
+    async fn end(&mut self) -> anyhow::Result<()> {
         let pid = self.child.id().and_then(|pid| Pid::from_raw(pid.try_into().ok()?));
         let Some(pid) = pid else { bail!("the server has ended by itself") };
         kill_process(pid, Signal::TERM).context("cannot tell the server to stop")?;

@@ -61,7 +61,7 @@ use super::{
         admin::revoke_key,
     ),
     components(schemas(wire::EventSchema, wire::ChannelEventSchema)),
-    modifiers(&ApiKey),
+    modifiers(&ApiKey, &Names),
 )]
 struct Api;
 
@@ -74,6 +74,33 @@ impl Modify for ApiKey {
         document.components.get_or_insert_default().add_security_scheme("api_key", scheme);
         document.security = Some(vec![SecurityRequirement::new("api_key", [""; 0])]);
     }
+}
+
+/// What operations are called: by their method and path, because the handlers' own names are not unique.
+struct Names;
+
+impl Modify for Names {
+    fn modify(&self, document: &mut Document) {
+        for (path, item) in &mut document.paths.paths {
+            let operations = [
+                ("get", &mut item.get),
+                ("put", &mut item.put),
+                ("post", &mut item.post),
+                ("delete", &mut item.delete),
+            ];
+            for (method, operation) in operations {
+                if let Some(operation) = operation {
+                    operation.operation_id = Some(name(method, path));
+                }
+            }
+        }
+    }
+}
+
+/// `post_runs_id_cancel` for `POST /v1/runs/{id}/cancel`.
+fn name(method: &str, path: &str) -> String {
+    let words = path.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty() && *word != "v1");
+    words.fold(method.to_owned(), |name, word| format!("{name}_{word}"))
 }
 
 /// The description as a document.

@@ -77,11 +77,14 @@ fn one_answer_has_every_fault() {
             - topics[0] invalid_topic: the topic `a b` is not valid: a topic has 1 to 64 characters out of A-Z, a-z, 0-9, _, . and -
             - topics[2] duplicate_topic: the topic `progress` is named twice
             - channel invalid_channel: the channel `` is not valid: a channel has 1 to 64 characters out of A-Z, a-z, 0-9, _, . and -
+            - signals["not ok"] invalid_signal: the signal `not ok` is not valid: a signal has 1 to 64 characters out of A-Z, a-z, 0-9, _, . and -
+            - signals.wrong wrong_type: expected a JSON Schema, which is an object, true or false, found a number
+            - timeout out_of_range: `400d` is 34560000000 ms, which is not between 1 ms and 31622400000 ms
             - nam unknown_field: there is no field `nam` here (did you mean `name`?)
             1st id invalid_id: `1st` is not valid: a node id consists of A-Z, a-z, 0-9, _ and - and starts with a letter or _
             1st output missing_field: `output` is missing
-            two kind unknown_kind: there is no kind `transfrom` (did you mean `transform`? the kinds are `transform`, `branch`, `map`, `loop`, `join`, `llm`, `http` and `component`)
-            wait kind unknown_kind: there is no kind `sleep` yet in this version (the kinds are `transform`, `branch`, `map`, `loop`, `join`, `llm`, `http` and `component`)
+            two kind unknown_kind: there is no kind `transfrom` (did you mean `transform`? the kinds are `transform`, `branch`, `map`, `loop`, `join`, `llm`, `http`, `component`, `sleep`, `signal` and `workflow`)
+            wait for missing_field: `for` is missing
             two timeout out_of_range: `2h` is 7200000 ms, which is not between 1 ms and 3600000 ms
             two method invalid_method: `get` is not a method: it consists of letters A-Z (write `GET`)
             two url invalid_url: `ftp://x` does not begin with http:// or https:// and a host
@@ -113,13 +116,25 @@ fn one_answer_has_every_fault() {
             retry retry.factor out_of_range: 0.5 is not between 1 and 10
             retry retry.max out_of_range: `25h` is 90000000 ms, which is not between 0 ms and 86400000 ms
             retry retry.jitter wrong_type: expected a number, found a string
-            retry retry.extra unknown_field: there is no field `extra` here (the fields are `max_attempts`, `initial`, `factor`, `max` and `jitter`)
+            retry retry.extra unknown_field: there is no field `extra` here (the fields are `max_attempts`, `initial`, `factor`, `max`, `jitter`, `when_exhausted` and `errors`)
             retry timeout wrong_type: expected a string, found a number
             retry fuel out_of_range: -1 is not a whole number from 1 to 100000000000
             retry output invalid_expression: at character 7: `&` is no part of jq (jq has the words `and` and `or`)
-            - nodes[9] wrong_type: expected an object, found a number
-            - nodes[10].id missing_field: `id` is missing
-            - nodes[10].output undefined_filter: at character 4: there is no filter `frob`
+            nap for invalid_duration: `soon` is not a duration (whole numbers with ms, s, m, h or d, such as `30s` or `1m30s`; or an expression)
+            long for out_of_range: `400d` is more than 366 days
+            hear within out_of_range: `0s` is 0 ms, which is not between 1 ms and 31622400000 ms
+            hear on_timeout unknown_word: `nul` is not one of `fail` and `null` (did you mean `null`?)
+            hear name unknown_signal: `og` is not among the document's signals (did you mean `go`?)
+            other workflow invalid_workflow: `-` is not valid: a workflow name starts with a letter or a digit
+            other version invalid_version: `latest` is not a version: it consists of 64 characters out of 0-9 and a-f
+            other detached wrong_type: expected true or false, found a number
+            again retry.when_exhausted unknown_word: `stop` is not one of `fail` and `pause`
+            again retry.errors.busy.max_attempts out_of_range: 0 is not a whole number from 1 to 100
+            again retry.errors.busy.jitter unknown_field: there is no field `jitter` here (the fields are `max_attempts`, `initial`, `factor` and `max`)
+            again retry.errors.late wrong_type: expected an object, found a number
+            - nodes[14] wrong_type: expected an object, found a number
+            - nodes[15].id missing_field: `id` is missing
+            - nodes[15].output undefined_filter: at character 4: there is no filter `frob`
             - edges[0].target unknown_node: `branhc` is no node (did you mean `branch`?)
             - edges[1].label label_without_branch: `ask` is of kind `llm`: only a branch chooses among labels (leave the label out, or put a branch in between)
             - edges[2].target missing_field: `target` is missing
