@@ -302,7 +302,8 @@ struct Subscriber {
     key: RunKey,
     stream: RunStream<RedbJournal>,
     filter: Filter,
-    waiting: std::vec::IntoIter<Recorded>,
+    /// What it still has to send, from a place on. Gone when it has been sent: whoever waits holds nothing.
+    waiting: Option<(Arc<[Recorded]>, usize)>,
 }
 
 fn follow(app: &App, viewer: &Viewer, key: RunKey, after: Seq, filter: Filter) -> Result<Response, Problem> {
@@ -311,22 +312,28 @@ fn follow(app: &App, viewer: &Viewer, key: RunKey, after: Seq, filter: Filter) -
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
     let journal = Arc::clone(&app.journal);
-    let subscriber = Subscriber { journal, key, stream, filter, waiting: Vec::new().into_iter() };
+    let subscriber = Subscriber { journal, key, stream, filter, waiting: None };
     Ok(sse::answer(app, viewer.revoked(), subscriber))
 }
 
 impl sse::Source for Subscriber {
     async fn next(&mut self) -> Option<Frame> {
         loop {
-            let wanted = self.waiting.find(|recorded| self.filter.wants(&recorded.event));
-            if let Some(recorded) = wanted {
-                // A value that cannot be read ends the stream: a gap would be a lie. The log says why.
-                let body = EventBody::of(&*self.journal, &self.key, &recorded).ok()?;
-                let data = serde_json::to_string(&body).ok()?;
-                return Some(Frame::default().id(recorded.seq.to_string()).event(recorded.event.kind()).data(data));
+            while let Some((page, place)) = &mut self.waiting {
+                let Some(recorded) = page.get(*place) else {
+                    self.waiting = None;
+                    break;
+                };
+                *place += 1;
+                if self.filter.wants(&recorded.event) {
+                    // A value that cannot be read ends the stream: a gap would be a lie. The log says why.
+                    let body = EventBody::of(&*self.journal, &self.key, recorded).ok()?;
+                    let data = serde_json::to_string(&body).ok()?;
+                    return Some(Frame::default().id(recorded.seq.to_string()).event(recorded.event.kind()).data(data));
+                }
             }
             match self.stream.next().await {
-                Ok(page) => self.waiting = page?.into_iter(),
+                Ok(page) => self.waiting = Some((page?, 0)),
                 // Whoever comes back is told where the history begins.
                 Err(JournalError::Truncated { .. }) => return None,
                 Err(error) => {
