@@ -143,6 +143,39 @@ async fn an_inner_wait_says_what_it_is_for_and_does_not_end_the_stream() {
     assert!(rest.iter().any(|frame| frame.event == "step.update"));
 }
 
+/// The same story, from the other side: a page that ends its turn when the run waits for a person, and at nothing else,
+/// sees everything that belongs to the turn; and what it says begins the next one.
+#[tokio::test]
+async fn a_turn_ends_when_the_run_waits_for_a_person_and_at_no_other_wait() {
+    let server = Server::start();
+    server.deploy("waits", "stepwell_waits").await;
+    let script = json!([{"sleep": 100}, {"publish": "one"}, {"sleep": 100}, {"publish": "two"},
+                        {"signal": {"name": "go"}}, {"publish": "three"}]);
+    let id = server.start_run("waits", script).await;
+    let mut frames = server.follow(&id, None).await;
+    let mut turn: Vec<Frame> = Vec::new();
+    loop {
+        let frame = frames.next().await.unwrap();
+        let is_over = frame.event == "run.suspended" && frame.data["reason"] == "signal";
+        turn.push(frame);
+        if is_over {
+            break;
+        }
+    }
+    let waits = turn.iter().filter(|frame| frame.event == "run.suspended").map(|frame| &frame.data["reason"]);
+    assert_eq!(waits.collect::<Vec<_>>(), ["timer", "timer", "signal"]);
+    assert_eq!(turn.iter().filter(|frame| frame.event == "step.update").count(), 2, "all of the turn");
+    let path = format!("/v1/runs/{id}/signals/go");
+    let told = server.request(Method::POST, &path).json(&json!({"text": "go on"})).send().await.unwrap();
+    assert_eq!(told.status(), StatusCode::ACCEPTED);
+    // Nobody has to come back for the next turn, and nothing of it has to be skipped.
+    let next = frames.rest().await;
+    let kinds: Vec<&str> = next.iter().map(|frame| frame.event.as_str()).collect();
+    assert_eq!(kinds[..2], ["signal.received", "run.resumed"], "{kinds:?}");
+    assert_eq!(kinds.iter().filter(|kind| **kind == "step.update").count(), 1);
+    assert_eq!(*kinds.last().unwrap(), "run.completed");
+}
+
 /// *The story:* the page was mounted again and again, and each time began a new session and threw the old one away before
 /// its first event came. Whatever a page does, a subscription has no state in the server: each mount sees the same from
 /// the beginning, or from where it was, and starting twice under one key is starting once.

@@ -232,6 +232,25 @@ async fn a_token_with_topics_shows_their_updates_and_what_happens_to_the_run() {
     assert_eq!(refused(&server, path, &on_channel).await, (403, "out_of_scope".to_owned()));
 }
 
+/// What a person told a run is not for everybody who may see its progress.
+#[tokio::test]
+async fn a_token_with_topics_does_not_show_what_a_run_was_told() {
+    let server = Server::start();
+    server.deploy("waits", "stepwell_waits").await;
+    let id = server.start_run("waits", json!([{"signal": {"name": "go"}}, {"publish": 1}])).await;
+    let version = server.get("/v1/workflows/waits/versions").await;
+    let topics = version["data"][0]["graph"]["topics"].clone();
+    let limited = token(&server, &format!("/v1/runs/{id}"), json!({"topics": topics})).await;
+    let following = open(server.request_as(&limited, Method::GET, &format!("/v1/runs/{id}/events"))).await;
+    let path = format!("/v1/runs/{id}/signals/go");
+    let told = server.request(Method::POST, &path).json(&json!({"secret": "of a person"})).send().await.unwrap();
+    assert_eq!(told.status(), StatusCode::ACCEPTED);
+    let seen = following.rest().await;
+    assert!(seen.iter().any(|frame| frame.event == "step.update") && seen.last().unwrap().event == "run.completed");
+    assert!(!seen.iter().any(|frame| frame.event == "signal.received"), "{seen:?}");
+    assert!(server.events(&id).await.iter().any(|event| event["kind"] == "signal.received"));
+}
+
 #[tokio::test]
 async fn what_cannot_be_permitted_is_refused() {
     let server = Server::start_with(&[]);

@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 
 use super::{frames_of, header};
-use crate::support::{Frame, PATIENCE, Server, eventually};
+use crate::support::{Frame, PATIENCE, Server, eventually, problem};
 
 #[tokio::test]
 async fn a_stream_begins_with_what_to_do_when_it_breaks_and_nothing_holds_it_back() {
@@ -167,4 +167,27 @@ async fn a_subscriber_that_takes_nothing_is_disconnected_and_comes_back_to_its_p
     let seen = got.matches("\nid:").count() as u64;
     let rest = server.follow(id, Some(seen)).await.rest().await;
     assert_eq!(rest, frames_of(&server.events(id).await)[seen as usize..]);
+}
+
+#[tokio::test]
+async fn a_tenant_has_so_many_streams_and_gets_room_back_when_one_ends() {
+    let server = Server::start_with(&["--dev", "--streams-per-tenant", "2"]);
+    server.deploy("probe", "stepwell_probe").await;
+    let id = server.start_run("probe", json!({"busy_ms": 20_000, "updates": 1})).await;
+    let run = format!("/v1/runs/{id}/events");
+    let open = |path: &str| server.request(Method::GET, path).header("accept", "text/event-stream").send();
+    let first = open(&run).await.unwrap();
+    let second = open("/v1/channels/probes/events").await.unwrap();
+    let page = server.request(Method::GET, &format!("{run}?wait=9")).send();
+    for refused in [open(&run).await, open("/v1/channels/c/events").await, page.await] {
+        let refused = refused.unwrap();
+        assert_eq!(header(&refused, "retry-after"), Some("1"));
+        assert_eq!(problem(refused).await, (429, "too_many_streams".to_owned()));
+    }
+    // A page that does not wait needs none, and a stream that was let go of makes room.
+    server.get(&run).await;
+    drop(first);
+    eventually("room for another stream", || async { (open(&run).await.unwrap().status() == 200).then_some(()) }).await;
+    drop(second);
+    server.cli(&["cancel", &id]);
 }

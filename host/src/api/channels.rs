@@ -77,6 +77,7 @@ pub(super) struct ChannelQuery {
         (status = 404, description = "`unknown_channel`", body = ProblemBody),
         (status = 410, description = "`history_truncated`, with `first_seq`: the first cursor that exists", body = ProblemBody),
         (status = 422, description = "`unknown_topic`", body = ProblemBody),
+        (status = 429, description = "`too_many_streams`", body = ProblemBody),
     ))]
 pub(super) async fn get(
     State(app): State<App>,
@@ -119,9 +120,10 @@ async fn answer(
         let stream = ChannelStream::new(Arc::clone(&app.journal), key.clone(), filter, after)?;
         let journal = Arc::clone(&app.journal);
         let follower = Follower { journal, key, stream, waiting: Vec::new().into_iter() };
-        return Ok(sse::answer(app, viewer.revoked(), follower));
+        return Ok(sse::answer(app, sse::room(app, &viewer.tenant)?, viewer.revoked(), follower));
     }
     let wait = wait(asked.wait)?;
+    let _room = (!wait.is_zero()).then(|| sse::room(app, &viewer.tenant)).transpose()?;
     page(app, &key, &filter, after, limit(asked.limit, LIMIT_DEFAULT, LIMIT_MAX)?, wait).await
 }
 

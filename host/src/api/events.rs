@@ -79,8 +79,11 @@ impl Filter {
         let has = |topics: &Option<HashSet<String>>, topic| topics.as_ref().is_none_or(|topics| topics.contains(topic));
         let topic = match event {
             Event::StepUpdate { topic, .. } => has(&self.topics, topic) && has(&self.allowed, topic),
-            // What steps write and ask for besides is nothing that happens to the run.
-            Event::StepLog { .. } | Event::StepCall { .. } | Event::StepArtifact { .. } => self.allowed.is_none(),
+            // What steps write and ask for besides, and what the run was told, is not for whoever has a few topics.
+            Event::StepLog { .. }
+            | Event::StepCall { .. }
+            | Event::StepArtifact { .. }
+            | Event::SignalReceived { .. } => self.allowed.is_none(),
             _ => true,
         };
         topic && self.kinds.as_ref().is_none_or(|kinds| kinds.contains(event.kind()))
@@ -136,6 +139,7 @@ fn known_kinds(list: Option<&str>) -> Result<Option<HashSet<String>>, Problem> {
         (status = 404, description = "`unknown_run`", body = ProblemBody),
         (status = 410, description = "`history_truncated`, with `first_seq`", body = ProblemBody),
         (status = 422, description = "`unknown_topic`, `unknown_kind`", body = ProblemBody),
+        (status = 429, description = "`too_many_streams`", body = ProblemBody),
     ))]
 pub(super) async fn get(
     State(app): State<App>,
@@ -177,6 +181,7 @@ async fn answer(
         return follow(app, viewer, key, after, filter);
     }
     let wait = wait(asked.wait)?;
+    let _room = (!wait.is_zero()).then(|| sse::room(app, &viewer.tenant)).transpose()?;
     page(app, &key, after, &filter, limit(asked.limit, LIMIT_DEFAULT, LIMIT_MAX)?, wait).await
 }
 
@@ -255,6 +260,7 @@ async fn page(
         if !found.has_more && !waits(app, until, tail.beyond(from.max(state.last_seq))).await {
             break found;
         }
+        tokio::task::yield_now().await; // a filter that matches little must not hold up others
     };
     let data = std::mem::take(&mut found.data);
     let page = PageInfo { cursor: Some(found.cursor.to_string()), has_more: found.has_more, limit };
@@ -302,7 +308,8 @@ struct Subscriber {
     key: RunKey,
     stream: RunStream<RedbJournal>,
     filter: Filter,
-    waiting: std::vec::IntoIter<Recorded>,
+    /// What it still has to send, from a place on. Gone when it has been sent: whoever waits holds nothing.
+    waiting: Option<(Arc<[Recorded]>, usize)>,
 }
 
 fn follow(app: &App, viewer: &Viewer, key: RunKey, after: Seq, filter: Filter) -> Result<Response, Problem> {
@@ -311,22 +318,28 @@ fn follow(app: &App, viewer: &Viewer, key: RunKey, after: Seq, filter: Filter) -
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
     let journal = Arc::clone(&app.journal);
-    let subscriber = Subscriber { journal, key, stream, filter, waiting: Vec::new().into_iter() };
-    Ok(sse::answer(app, viewer.revoked(), subscriber))
+    let subscriber = Subscriber { journal, key, stream, filter, waiting: None };
+    Ok(sse::answer(app, sse::room(app, &viewer.tenant)?, viewer.revoked(), subscriber))
 }
 
 impl sse::Source for Subscriber {
     async fn next(&mut self) -> Option<Frame> {
         loop {
-            let wanted = self.waiting.find(|recorded| self.filter.wants(&recorded.event));
-            if let Some(recorded) = wanted {
-                // A value that cannot be read ends the stream: a gap would be a lie. The log says why.
-                let body = EventBody::of(&*self.journal, &self.key, &recorded).ok()?;
-                let data = serde_json::to_string(&body).ok()?;
-                return Some(Frame::default().id(recorded.seq.to_string()).event(recorded.event.kind()).data(data));
+            while let Some((page, place)) = &mut self.waiting {
+                let Some(recorded) = page.get(*place) else {
+                    self.waiting = None;
+                    break;
+                };
+                *place += 1;
+                if self.filter.wants(&recorded.event) {
+                    // A value that cannot be read ends the stream: a gap would be a lie. The log says why.
+                    let body = EventBody::of(&*self.journal, &self.key, recorded).ok()?;
+                    let data = serde_json::to_string(&body).ok()?;
+                    return Some(Frame::default().id(recorded.seq.to_string()).event(recorded.event.kind()).data(data));
+                }
             }
             match self.stream.next().await {
-                Ok(page) => self.waiting = page?.into_iter(),
+                Ok(page) => self.waiting = Some((page?, 0)),
                 // Whoever comes back is told where the history begins.
                 Err(JournalError::Truncated { .. }) => return None,
                 Err(error) => {

@@ -37,12 +37,14 @@ use crate::access::Access;
 use crate::cors::Origins;
 use crate::driver::Driver;
 use crate::journal::RedbJournal;
+use crate::permits::Permits;
 use crate::sandbox::Sandbox;
 use crate::stream_tokens::StreamTokens;
 use crate::vault::Vault;
 
 pub(crate) use self::admin::RETENTION_DAYS_DEFAULT;
 pub use self::openapi::document;
+pub(crate) use self::sse::{STREAMS_MAX, STREAMS_PER_TENANT_DEFAULT};
 
 /// What handlers share.
 #[derive(Debug, Clone)]
@@ -61,6 +63,8 @@ pub struct App {
     pub origins: Arc<Origins>,
     /// What opens a stream for a browser.
     pub stream_tokens: Arc<StreamTokens>,
+    /// Room for streams, and for pages that wait.
+    pub(crate) streams: Arc<Permits>,
     /// Ends streams and waits when the host stops.
     pub stopping: CancellationToken,
 }

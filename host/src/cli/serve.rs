@@ -21,6 +21,7 @@ use crate::cors::Origins;
 use crate::driver::{Driver, DriverConfig, Outside, UPDATES_PER_SECOND_DEFAULT};
 use crate::journal::RedbJournal;
 use crate::journal::catalog::TenantRecord;
+use crate::permits::Permits;
 use crate::sandbox::{Sandbox, SandboxConfig, compile};
 use crate::stream_tokens::StreamTokens;
 use crate::vault::Vault;
@@ -62,6 +63,9 @@ pub(super) struct ServeArgs {
     /// Seconds after which a client is disconnected that takes nothing of what is sent to it
     #[arg(long, env = "STEPWELL_STALL_SECONDS", default_value_t = STALL_SECONDS_DEFAULT, value_parser = clap::value_parser!(u64).range(1..))]
     stall_seconds: u64,
+    /// Streams of one tenant at once, pages that wait among them
+    #[arg(long, env = "STEPWELL_STREAMS_PER_TENANT", default_value_t = api::STREAMS_PER_TENANT_DEFAULT)]
+    streams_per_tenant: usize,
     /// Where requests of steps may go: nothing, public (addresses of the internet), or private (those, and the networks
     /// of one's own) [default: public; with --dev private]
     #[arg(long, env = "STEPWELL_EGRESS", value_enum)]
@@ -164,6 +168,7 @@ async fn serve_until_told(args: ServeArgs) -> anyhow::Result<()> {
         access: Arc::new(access),
         origins: Arc::new(Origins::open(&journal).context("cannot read the origins")?),
         stream_tokens: Arc::new(stream_tokens),
+        streams: Arc::new(Permits::new(api::STREAMS_MAX, args.streams_per_tenant)),
         vault,
         stopping: stopping.clone(),
     };

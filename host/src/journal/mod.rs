@@ -34,7 +34,7 @@ use stepwell_core::{
 };
 
 pub use self::redb::RedbJournal;
-pub use self::tails::{Tail, TailState};
+pub use self::tails::{Latest, Tail, TailState};
 
 /// How long an idempotency key answers with the run it started: 24 hours.
 pub const IDEMPOTENCY_TTL_MS: u64 = 24 * 60 * 60 * 1000;

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use stepwell_core::{RunKey, Seq};
+use stepwell_core::{Recorded, RunKey, Seq};
 use tokio::sync::watch;
 
 /// Locks that the runs are spread over. More than cores, so that writers of different runs rarely meet.
@@ -22,7 +22,17 @@ pub struct TailState {
     pub ended: bool,
 }
 
-type Shard<K> = HashMap<K, watch::Sender<TailState>>;
+/// The events after a position, as one follower of a run has read them, for the others who are where it was.
+pub type Latest = Arc<Mutex<Option<(Seq, Arc<[Recorded]>)>>>;
+
+type Shard<K> = HashMap<K, Followed>;
+
+/// What is kept of what somebody follows.
+#[derive(Debug, Default)]
+struct Followed {
+    sender: watch::Sender<TailState>,
+    latest: Latest,
+}
 
 /// All runs, or channels, that somebody follows.
 #[derive(Debug)]
@@ -38,6 +48,7 @@ pub struct Tail<K: Clone + Eq + Hash = RunKey> {
     key: K,
     // `Option` only so that Drop can let go of it first.
     receiver: Option<watch::Receiver<TailState>>,
+    latest: Latest,
 }
 
 impl<K: Clone + Eq + Hash> Tails<K> {
@@ -59,18 +70,21 @@ impl<K: Clone + Eq + Hash> Tails<K> {
         key: &K,
         current: impl FnOnce() -> Result<TailState, E>,
     ) -> Result<Tail<K>, E> {
-        let receiver =
-            self.shard(key).entry(key.clone()).or_insert_with(|| watch::channel(TailState::default()).0).subscribe();
-        let tail = Tail { tails: Arc::clone(self), key: key.clone(), receiver: Some(receiver) };
+        let (receiver, latest) = {
+            let mut shard = self.shard(key);
+            let followed = shard.entry(key.clone()).or_default();
+            (followed.sender.subscribe(), Arc::clone(&followed.latest))
+        };
+        let tail = Tail { tails: Arc::clone(self), key: key.clone(), receiver: Some(receiver), latest };
         self.moved(key, current()?);
         Ok(tail)
     }
 
     /// Tells those who follow a run how far it goes now.
     pub(super) fn moved(&self, key: &K, state: TailState) {
-        if let Some(sender) = self.shard(key).get(key) {
+        if let Some(followed) = self.shard(key).get(key) {
             // A reader that looked before the writer may speak after it; a tail never goes back.
-            sender.send_if_modified(|known| {
+            followed.sender.send_if_modified(|known| {
                 let further = state.last_seq > known.last_seq;
                 if further {
                     *known = state;
@@ -91,6 +105,12 @@ impl<K: Clone + Eq + Hash> Tail<K> {
     #[must_use]
     pub fn state(&self) -> TailState {
         self.receiver.as_ref().map(|receiver| *receiver.borrow()).unwrap_or_default()
+    }
+
+    /// What those who follow the same share.
+    #[must_use]
+    pub const fn latest(&self) -> &Latest {
+        &self.latest
     }
 
     /// Waits until the journal goes beyond `seq`, or the run has ended before that.
@@ -119,7 +139,7 @@ impl<K: Clone + Eq + Hash> Drop for Tail<K> {
     fn drop(&mut self) {
         let mut shard = self.tails.shard(&self.key);
         drop(self.receiver.take());
-        if shard.get(&self.key).is_some_and(|sender| sender.receiver_count() == 0) {
+        if shard.get(&self.key).is_some_and(|followed| followed.sender.receiver_count() == 0) {
             shard.remove(&self.key);
         }
     }
