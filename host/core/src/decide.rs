@@ -11,7 +11,7 @@ use crate::ids::{Digest, RunId, Seq, StepId, WorkflowName};
 use crate::json::{ContentRef, Payload};
 use crate::rerun::TakenOver;
 use crate::retry::{Dice, Exhausted, INTERRUPTIONS_MAX, RetryPolicy};
-use crate::run::{CHILDREN_MAX, DEPTH_MAX, Place, Run, RunStatus, SIGNALS_KEPT_MAX, Step, StepState};
+use crate::run::{CHILDREN_MAX, DEPTH_MAX, EVENTS_MAX, Place, Run, RunStatus, SIGNALS_KEPT_MAX, Step, StepState};
 use crate::scope::ITEMS_MAX;
 use crate::time::Timestamp;
 
@@ -240,6 +240,11 @@ impl Run {
     pub fn decide(&self, input: Input, now: Timestamp, dice: Dice) -> Result<Vec<Event>, Refusal> {
         if let Some(status) = self.status.filter(|status| status.is_terminal()) {
             return Err(Refusal::Ended(status));
+        }
+        if self.last_seq() >= EVENTS_MAX && !matches!(input, Input::Cancel { .. }) {
+            let message = format!("the run has more than {EVENTS_MAX} events");
+            let failure = Failure::platform(FailureKind::Permanent, "run_too_long", message);
+            return Ok(vec![Event::RunFailed { step: None, failure }]);
         }
         match input {
             Input::Queue { workflow, version, input, parent, rerun_of, taken_over } => {

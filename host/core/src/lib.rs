@@ -5,6 +5,7 @@
 //! * [`run`] — what it means: the fold of those facts into the state of a run.
 //! * [`decide`] — what we do about it: given a state and something that just happened, the facts that follow.
 //! * [`effect`] — what a shell owes the outside, derived from the state, so that a crash cannot lose it.
+//! * `snapshot` — the state of a run as bytes.
 //! * [`rerun`] — what of one run counts in another that repeats it.
 //! * [`graph`] — the shape of a workflow and what makes one valid; [`scope`] — what of it runs several times.
 //! * [`retry`], [`failure`], [`json`], [`ids`], [`time`] — the words the others are made of.
@@ -34,6 +35,7 @@ pub mod rerun;
 pub mod retry;
 pub mod run;
 pub mod scope;
+mod snapshot;
 pub mod time;
 pub mod view;
 

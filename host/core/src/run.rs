@@ -24,6 +24,7 @@ use crate::graph::{Graph, ItemFailure, Need, Node, NodeIndex, Outgoing, ScopeKin
 use crate::ids::{Digest, RunId, Seq, StepId};
 use crate::json::{Json, Payload};
 use crate::scope::{Inner, OUTERMOST, ScopeIndex};
+use crate::snapshot;
 use crate::time::Timestamp;
 
 /// Where a run stands.
@@ -140,23 +141,29 @@ pub const SIGNAL_KEYS_MAX: usize = if cfg!(test) { 8 } else { 10_000 };
 pub const CHILDREN_MAX: usize = if cfg!(test) { 6 } else { 1_000 };
 /// Runs above a run at most: a workflow that starts itself comes to an end.
 pub const DEPTH_MAX: u32 = 8;
+/// Events of a run. The longest loop there can be has half as many; a run that goes on beyond it has lost its way.
+pub const EVENTS_MAX: Seq = if cfg!(test) { 3_000 } else { 10_000_000 };
 /// Bytes of results that a run keeps in memory. A shell stores further ones apart, see [`Run::keeps_much`].
 const KEPT_BYTES: usize = 16 << 20;
 /// Bytes of a failure's message that the node which closes its fan-out is told.
 const TOLD_BYTES_MAX: usize = 256;
 
 /// A run, as far as its events tell.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Run {
+    #[serde(skip, default = "snapshot::any_graph")]
     pub(crate) graph: Arc<Graph>,
     /// `None` before the first event.
     pub(crate) status: Option<RunStatus>,
     last_seq: Seq,
     input: Payload,
+    #[serde(with = "snapshot::pairs")]
     frames: HashMap<FrameKey, Frame>,
     /// Scopes that were entered and not closed yet. The items are those around the scope.
+    #[serde(with = "snapshot::pairs")]
     regions: HashMap<FrameKey, Region>,
     /// What failed first in each fan-out in which something has.
+    #[serde(with = "snapshot::pairs")]
     first_failures: HashMap<FrameKey, (StepId, Failure)>,
     /// Steps that are running or suspended: all that can move, or be owed, without looking at every step.
     pub(crate) active: BTreeSet<Place>,
@@ -191,7 +198,7 @@ pub struct Run {
 }
 
 /// The idempotency keys of the last signals.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub(crate) struct SignalKeys {
     by_key: HashMap<Digest, Seq>,
     in_order: VecDeque<Digest>,
@@ -216,7 +223,7 @@ impl SignalKeys {
 }
 
 /// A run that one of the steps has started.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Child {
     step: StepId,
     attempt: u32,
@@ -228,14 +235,14 @@ pub(crate) struct Child {
 }
 
 /// Names a frame, by its scope and the path of its item; or a region, by its scope and the path around it.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 struct FrameKey {
     scope: ScopeIndex,
     items: Vec<u32>,
 }
 
 /// The steps of one item, of one iteration, or of the outermost scope.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Frame {
     /// In the order of the scope's nodes.
     steps: Vec<Step>,
@@ -244,7 +251,7 @@ struct Frame {
 }
 
 /// A scope that was entered.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 enum Region {
     Each {
         count: u32,
@@ -265,7 +272,7 @@ enum Region {
 }
 
 /// An item that has failed, in a fan-out that goes on.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct ItemFailed {
     index: u32,
     step: StepId,
@@ -275,7 +282,7 @@ struct ItemFailed {
 }
 
 /// Where a step is: its node and the items of its frame.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) struct Place {
     // First, so that everything within an item lies together.
     pub(crate) items: Vec<u32>,
@@ -283,7 +290,7 @@ pub(crate) struct Place {
 }
 
 /// An event that must follow, in the order in which they do.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 enum Due {
     Cancel(StepId, u32, Option<(Seq, Seq)>),
     Skip(Place),
@@ -303,7 +310,7 @@ impl Due {
 }
 
 /// A step, as far as the run's events tell.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Step {
     pub(crate) state: StepState,
     /// Incoming edges that are not resolved yet.
@@ -327,7 +334,7 @@ pub(crate) struct Step {
     starting: Option<(Box<ChildRef>, Seq)>,
 }
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) enum StepState {
     Pending,
     Running {

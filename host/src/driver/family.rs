@@ -21,6 +21,8 @@ pub(super) enum Errand {
     ChildStarted { run: RunId, started: bool },
     /// A child was told to stop, or the parent of the end; or could not be.
     Told { told: bool },
+    /// The run's state was kept, for when it is taken up again.
+    Snapshotted(Result<(), JournalError>),
     /// The list of unfinished runs was written.
     Settled(Result<(), JournalError>),
 }

@@ -60,6 +60,10 @@ const SLEEP_MAX: Duration = Duration::from_secs(30);
 const LINGER: Duration = Duration::from_secs(1);
 /// A run whose timer is due within this time stays in memory until then.
 const SOON_MS: u64 = 5_000;
+/// Events after which the state is kept: folding so many takes some milliseconds.
+const SNAPSHOT_EVENTS: Seq = 2_000;
+/// A state of more bytes is not kept: writing it would hold up others for longer than folding the events again.
+const SNAPSHOT_BYTES_MAX: usize = 4 << 20;
 
 /// How a loop comes to its run.
 pub(super) enum Beginning {
@@ -219,6 +223,8 @@ pub(super) struct RunLoop {
     /// Somebody could not be told. The next start tries again.
     family_failed: bool,
     settled: bool,
+    /// The event that the state stands after which was kept last.
+    snapshot: Seq,
     /// Leave to run steps. Given back while the run waits.
     room: Option<Permit>,
     phase: Phase,
@@ -366,6 +372,13 @@ impl RunLoop {
             .graph(&key.tenant, &summary.workflow, summary.version)
             .map_err(|error| damaged(error.to_string()))?;
         let mut this = Self::new(shared, key, inbox, graph);
+        if let Some((seq, bytes)) = shared.journal.snapshot(key)? {
+            let restored = Run::restore(Arc::clone(this.run.graph()), &bytes);
+            // It is a copy: the events say the same, and take longer to.
+            if let Some((run, at)) = restored.filter(|(run, _)| run.last_seq() == seq) {
+                (this.run, this.last_at, this.snapshot) = (run, at, seq);
+            }
+        }
         loop {
             let page = shared.journal.read(key, this.run.last_seq(), READ_BYTES)?;
             if page.is_empty() {
@@ -417,6 +430,7 @@ impl RunLoop {
             child_replies: HashMap::new(),
             family_failed: false,
             settled: false,
+            snapshot: 0,
             room: None,
             phase: Phase::Driving,
             look: true,
@@ -692,6 +706,10 @@ impl RunLoop {
                 }
             }
             Errand::Told { told } => self.family_failed |= !told,
+            Errand::Snapshotted(Ok(())) => {}
+            Errand::Snapshotted(Err(error)) => {
+                tracing::warn!(run = %self.key, error = error_chain(&error), "the state of a run could not be kept");
+            }
             Errand::Settled(Ok(())) => self.settled = true,
             Errand::Settled(Err(error)) => {
                 tracing::warn!(run = %self.key, error = error_chain(&error), "an ended run is still listed");
@@ -773,7 +791,23 @@ impl RunLoop {
             self.durable = append.last_seq;
             self.look = true;
             append.told.into_iter().for_each(|tell| tell());
+            self.keep_state();
         }
+    }
+
+    /// Keeps the state of a long run, where it is what is on disk and nothing more.
+    fn keep_state(&mut self) {
+        let is_durable = self.staged.events.is_empty() && self.durable == self.run.last_seq();
+        if !is_durable || self.run.has_ended() || self.durable < self.snapshot + SNAPSHOT_EVENTS {
+            return;
+        }
+        // If it is too large now, it is tried again so many events later.
+        self.snapshot = self.durable;
+        let Some(bytes) = self.run.snapshot(self.last_at).filter(|bytes| bytes.len() <= SNAPSHOT_BYTES_MAX) else {
+            return;
+        };
+        let (journal, key, seq) = (Arc::clone(&self.shared.journal), self.key.clone(), self.durable);
+        self.errands.push(Box::pin(async move { Errand::Snapshotted(journal.put_snapshot(&key, seq, bytes).await) }));
     }
 
     /// Does what is owed and durable, and stops what is not owed any more.

@@ -316,6 +316,13 @@ pub trait Journal: Send + Sync + 'static {
     /// Removes a run from the [unfinished](Self::unfinished): it has ended, and whoever was to be told has been.
     fn settle(&self, key: &RunKey) -> BoxFuture<'_, Result<(), JournalError>>;
 
+    /// Keeps the state of a run after an event, in place of an earlier one, so that it need not be folded from the first. Can be
+    /// lost at any time.
+    fn put_snapshot(&self, key: &RunKey, seq: Seq, bytes: Vec<u8>) -> BoxFuture<'_, Result<(), JournalError>>;
+
+    /// The last state that was kept of a run, and the event that it stands after.
+    fn snapshot(&self, key: &RunKey) -> Result<Option<(Seq, Vec<u8>)>, JournalError>;
+
     /// Runs that are to be woken up to `until`, at most `limit`, after `after` in the order of time and keys.
     fn wakes(
         &self,

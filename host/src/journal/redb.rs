@@ -16,7 +16,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::channels::{ChannelKey, Projection};
 use super::tails::{Tail, TailState, Tails};
-use super::writer::{self, Append, CONTENTS, Idempotency, RECORDS, RUNS, Request, UNFINISHED, WAKES, Writer};
+use super::writer::{
+    self, Append, CONTENTS, Idempotency, RECORDS, RUNS, Request, SNAPSHOTS, UNFINISHED, WAKES, Writer,
+};
 use super::{Batch, Created, IdempotencyKey, Journal, JournalError, RunFilter, RunPage, RunSummary, keys, record};
 
 /// Pages of the file that are kept in memory. What is not in here is most likely in the system's own cache.
@@ -319,6 +321,30 @@ impl Journal for RedbJournal {
             Ok(())
         })
         .boxed()
+    }
+
+    fn put_snapshot(&self, key: &RunKey, seq: Seq, bytes: Vec<u8>) -> BoxFuture<'_, Result<(), JournalError>> {
+        let run = keys::run(key);
+        let value = [seq.to_be_bytes().as_slice(), &bytes].concat();
+        self.write(move |transaction| {
+            // A run that was deleted meanwhile has no use for it.
+            let runs = transaction.open_table(RUNS).map_err(storage("open the runs"))?;
+            if runs.get(run.as_slice()).map_err(storage("look for a run"))?.is_some() {
+                let mut snapshots = transaction.open_table(SNAPSHOTS).map_err(storage("open the snapshots"))?;
+                snapshots.insert(run.as_slice(), value.as_slice()).map_err(storage("write a snapshot"))?;
+            }
+            Ok(())
+        })
+        .boxed()
+    }
+
+    fn snapshot(&self, key: &RunKey) -> Result<Option<(Seq, Vec<u8>)>, JournalError> {
+        let snapshots = self.reader()?.open_table(SNAPSHOTS).map_err(storage("open the snapshots"))?;
+        let found = snapshots.get(keys::run(key).as_slice()).map_err(storage("read a snapshot"))?;
+        Ok(found.and_then(|value| {
+            let (seq, bytes) = value.value().split_first_chunk::<8>()?;
+            Some((Seq::from_be_bytes(*seq), bytes.to_vec()))
+        }))
     }
 
     fn wakes(

@@ -6,7 +6,7 @@ use stepwell_core::{RunKey, TenantId, Timestamp};
 
 use super::redb::{RedbJournal, parse, storage};
 use super::writer::{
-    CONTENT_RUNS, CONTENTS, IDEMPOTENCY, IDEMPOTENCY_BY_TIME, IdempotencyEntry, RECORDS, RUN_CONTENTS, RUNS,
+    CONTENT_RUNS, CONTENTS, IDEMPOTENCY, IDEMPOTENCY_BY_TIME, IdempotencyEntry, RECORDS, RUN_CONTENTS, RUNS, SNAPSHOTS,
 };
 use super::{IDEMPOTENCY_TTL_MS, JournalError, RunSummary, channels, keys};
 
@@ -80,6 +80,7 @@ fn delete_run(transaction: &WriteTransaction, key: &RunKey) -> Result<(), Journa
     let failed = || storage("delete a run");
     let run = keys::run(key);
     let open = |table| transaction.open_table(table).map_err(storage("open a table"));
+    open(SNAPSHOTS)?.remove(run.as_slice()).map_err(failed())?;
     let summary = open(RUNS)?.remove(run.as_slice()).map_err(failed())?.map(|value| value.value().to_vec());
     let summary = summary.map(|value| parse::<RunSummary>(&value, || format!("the summary of {key}"))).transpose()?;
     if let Some(channel) = summary.and_then(|summary| summary.channel) {

@@ -34,6 +34,8 @@ pub(super) const RECORDS: Bytes2Bytes = TableDefinition::new("records");
 pub(super) const RUNS: Bytes2Bytes = TableDefinition::new("runs");
 /// (tenant, run) of each run that has not ended.
 pub(super) const UNFINISHED: Bytes2Bytes = TableDefinition::new("unfinished");
+/// (tenant, run) → seq, state.
+pub(super) const SNAPSHOTS: Bytes2Bytes = TableDefinition::new("snapshots");
 /// (time, tenant, run) of each run that waits and that nobody drives.
 pub(super) const WAKES: Bytes2Bytes = TableDefinition::new("wakes");
 /// (tenant, workflow, SHA-256 of the key) → time, run, fingerprint.
@@ -48,8 +50,18 @@ pub(super) const CONTENT_RUNS: Bytes2Bytes = TableDefinition::new("content_runs"
 pub(super) const RUN_CONTENTS: Bytes2Bytes = TableDefinition::new("run_contents");
 
 /// All of them.
-pub(super) const TABLES: &[Bytes2Bytes] =
-    &[RECORDS, RUNS, UNFINISHED, WAKES, IDEMPOTENCY, IDEMPOTENCY_BY_TIME, CONTENTS, CONTENT_RUNS, RUN_CONTENTS];
+pub(super) const TABLES: &[Bytes2Bytes] = &[
+    RECORDS,
+    RUNS,
+    UNFINISHED,
+    SNAPSHOTS,
+    WAKES,
+    IDEMPOTENCY,
+    IDEMPOTENCY_BY_TIME,
+    CONTENTS,
+    CONTENT_RUNS,
+    RUN_CONTENTS,
+];
 
 /// An append, encoded by whoever asks for it, so that the writer only writes.
 pub(super) struct Append {

@@ -350,7 +350,10 @@ fn play(seed: u64) -> (Plan, Play, World) {
             world.end_child(&mut play, dealer);
         } else if dealer.one_in(15) {
             world.crash();
+            let snapshot = play.run.snapshot(play.now).expect("a state can be written");
+            let restored = Run::restore(Arc::clone(&plan.graph), &snapshot).expect("and read");
             play = Play { appends: play.appends, ..Play::recovered(&plan.graph, &play.history, play.now) };
+            assert_eq!(restored, (play.run.clone(), play.now), "a run comes back from its snapshot as it was");
             if dealer.one_in(2) {
                 play.lose_all_attempts();
             } else {
