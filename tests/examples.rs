@@ -143,3 +143,49 @@ async fn agent_squad_tells_every_status_and_hands_the_work_on() {
     let attempts = |id: &str| nodes.iter().find(|node| node["id"] == id).unwrap()["retry"]["max_attempts"].clone();
     assert_eq!(["pm", "backend", "qa"].map(attempts), [3, 3, 3]);
 }
+
+#[tokio::test]
+async fn chat_answers_as_often_as_it_is_spoken_to_and_forgets_nothing_in_between() {
+    let mut server = Server::start();
+    server.deploy_graph("chat", &graph("chat")).await;
+    let id = server.start_run("chat", input("chat")).await;
+    for (turn, text) in ["What is a stepwell?", "How deep is it?", "Thank you"].into_iter().enumerate() {
+        server.run_when(&id, |run| run["status"] == "suspended" && run["waits_for"] == "signal").await;
+        if turn == 1 {
+            // A conversation waits through a crash like through a night.
+            server.crash();
+        }
+        say(&server, &id, json!({ "text": text })).await;
+        server
+            .event_when(&id, |event| {
+                event["kind"] == "step.completed" && event["node"] == "answer" && event["items"] == json!([turn])
+            })
+            .await;
+    }
+    // What comes before its turn is kept.
+    say(&server, &id, json!({ "text": "One more" })).await;
+    say(&server, &id, json!({ "end": true })).await;
+    let run = server.ended(&id).await;
+    assert_eq!(run["status"], "completed", "{run}");
+    let messages = run["output"]["messages"].as_array().unwrap();
+    let of = |role: &str| messages.iter().filter(|m| m["role"] == role).map(|m| m["text"].clone()).collect::<Vec<_>>();
+    assert_eq!(of("user"), ["What is a stepwell?", "How deep is it?", "Thank you", "One more"]);
+    let answers = of("assistant");
+    assert_eq!(answers.len(), 4);
+    assert!(answers[1].as_str().unwrap().contains("What is a stepwell?"), "it knows what was said: {}", answers[1]);
+    let updates = check_history(&server.events(&id).await);
+    for (turn, answer) in answers.iter().enumerate() {
+        let streamed: String = updates
+            .iter()
+            .filter(|update| update["topic"] == "tokens" && update["items"] == json!([turn]))
+            .map(|update| update["payload"]["delta"].as_str().unwrap())
+            .collect();
+        assert_eq!(streamed, answer.as_str().unwrap(), "turn {turn}");
+    }
+}
+
+async fn say(server: &Server, id: &str, message: Value) {
+    let path = format!("/v1/runs/{id}/signals/message");
+    let response = server.request(Method::POST, &path).json(&message).send().await.unwrap();
+    assert_eq!(response.status(), 202);
+}

@@ -306,6 +306,36 @@ async fn children_that_cannot_be_are_an_answer_and_go_no_deeper_than_eight() {
 }
 
 #[tokio::test]
+async fn an_absurd_sleep_is_one_of_a_year_and_can_be_cancelled() {
+    let server = Server::start();
+    server.deploy("waits", "stepwell_waits").await;
+    let id = server.start_run("waits", json!([{"sleep": u64::MAX}])).await;
+    let run = waiting_for(&server, &id, "timer").await;
+    let suspended = server.event_when(&id, |event| event["kind"] == "step.suspended").await;
+    assert!(run["waits_until"].as_str() < suspended["until"].as_str(), "the run's own time is over long before");
+    let at = |value: &Value| value.as_str().unwrap().parse::<jiff::Timestamp>().unwrap().as_millisecond();
+    let days = (at(&suspended["until"]) - at(&suspended["at"])) as f64 / 86_400_000.0;
+    assert!((365.9..366.1).contains(&days), "{days} days");
+    let cancelled = server.request(Method::POST, &format!("/v1/runs/{id}/cancel")).send().await.unwrap();
+    assert_eq!(cancelled.json::<Value>().await.unwrap()["status"], "cancelled");
+    check_history(&server.events(&id).await);
+}
+
+#[tokio::test]
+async fn only_children_of_the_run_itself_can_be_waited_for() {
+    let server = Server::start();
+    server.deploy("waits", "stepwell_waits").await;
+    let foreign = server.start_run("waits", json!([{"signal": {"name": "go"}}])).await;
+    waiting_for(&server, &foreign, "signal").await;
+    // Neither another run of the tenant, nor one that has ended with something to read.
+    let ended = server.run("waits", json!([{"publish": "secret"}])).await["id"].clone();
+    let run = server.run("waits", json!([{"await": {"run": foreign}}, {"await": {"run": ended}}])).await;
+    assert_eq!(run["output"], json!([{"error": "NotAChild"}, {"error": "NotAChild"}]), "{run}");
+    let events = server.events(run["id"].as_str().unwrap()).await;
+    assert_eq!(count(&events, "step.suspended"), 0);
+}
+
+#[tokio::test]
 async fn an_attempt_waits_a_thousand_times_and_no_more() {
     let server = Server::start();
     server.deploy("waits", "stepwell_waits").await;

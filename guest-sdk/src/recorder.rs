@@ -11,6 +11,8 @@ use crate::{Artifact, ArtifactError, ChildError, Level, Position, PublishError, 
 
 /// 2026-01-01T00:00:00Z: a time that looks like one in an assertion's output.
 const CLOCK_START_MS: u64 = 1_767_225_600_000;
+/// The longest sleep there is, as in `wit/wait.wit`.
+const SLEEP_MS_MAX: u64 = 31_622_400_000;
 
 /// What a step did through a test context.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -104,7 +106,7 @@ impl Imports {
     pub(crate) fn now_ms(&self) -> u64 {
         let mut state = self.state.borrow_mut();
         state.clock_reads += 1;
-        CLOCK_START_MS + state.clock_reads + state.recorded.slept_ms
+        CLOCK_START_MS.saturating_add(state.clock_reads).saturating_add(state.recorded.slept_ms)
     }
 
     pub(crate) fn add_signal(&self, name: &str, payload: String) {
@@ -117,7 +119,8 @@ impl Imports {
 
     pub(crate) fn sleep(&self, ms: u64) -> Result<(), WaitError> {
         let mut state = self.state.borrow_mut();
-        state.recorded.slept_ms = state.recorded.slept_ms.saturating_add(ms);
+        // As the host takes it: an absurd wait is one of 366 days, and the clock still goes.
+        state.recorded.slept_ms = state.recorded.slept_ms.saturating_add(ms.min(SLEEP_MS_MAX));
         Ok(())
     }
 

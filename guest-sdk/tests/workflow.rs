@@ -206,3 +206,60 @@ fn the_only_step_at_the_end_is_the_output() {
     let outcome = one_step::Workflow::run_step(&Ctx::for_test().on_node("only"), Inputs::default());
     assert_eq!(outcome.unwrap().output, r#""done""#);
 }
+
+#[workflow(signals = ["approval", "stop"], timeout = "36h")]
+mod patient {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[step(retry(
+        max_attempts = 3,
+        initial = "1s",
+        when_exhausted = "pause",
+        errors(rate_limited(max_attempts = 9, initial = "10s"), gone(max_attempts = 1))
+    ))]
+    pub(super) fn ask(ctx: &Ctx, input: Order) -> Result<u64, Failure> {
+        ctx.sleep(Duration::from_secs(60))?;
+        let approved: Order = ctx.signal_within("approval", Duration::from_secs(3_600))?;
+        let child = ctx.start_child(Child::of("ledger").input(&approved))?;
+        let booked: u64 = ctx.await_child(&child)?;
+        Ok(booked + input.amount)
+    }
+}
+
+#[test]
+fn signals_the_runs_time_and_policies_of_single_codes_are_described() {
+    let graph = patient::Workflow::describe();
+    let signals: Vec<_> = graph.signals.iter().map(|signal| (signal.name.as_str(), signal.schema.as_deref())).collect();
+    assert_eq!(signals, [("approval", None), ("stop", None)]);
+    assert_eq!(graph.timeout_ms, Some(129_600_000));
+    let retry = &graph.nodes[0].retry;
+    assert!(matches!(retry.when_exhausted, stepwell_guest::Exhausted::Pause));
+    let errors: Vec<_> =
+        retry.errors.iter().map(|error| (error.code.as_str(), error.max_attempts, error.initial_ms)).collect();
+    assert_eq!(errors, [("rate_limited", 9, 10_000), ("gone", 1, 1_000)]);
+    assert!(matches!(orders::Workflow::describe().nodes[0].retry.when_exhausted, stepwell_guest::Exhausted::Fail));
+}
+
+#[test]
+fn waiting_steps_are_tested_without_a_host() {
+    let input = || inputs(&[("input", r#"{"amount": 1}"#)]);
+    let ctx = Ctx::for_test().on_node("ask").with_signal("approval", &json!({ "amount": 5 })).with_child_output(&41);
+    assert_eq!(patient::Workflow::run_step(&ctx, input()).unwrap().output, "42");
+    let recorded = ctx.recorded();
+    assert_eq!(recorded.slept_ms, 60_000);
+    let child = &recorded.children[0];
+    assert_eq!((child.workflow.as_str(), &child.input, child.detached), ("ledger", &json!({ "amount": 5 }), false));
+
+    let failed = |ctx: Ctx| patient::Workflow::run_step(&ctx.on_node("ask"), input()).unwrap_err();
+    assert_eq!(failed(Ctx::for_test()).code(), "signal_timeout");
+    assert_eq!(failed(Ctx::for_test().with_signal("approval", &json!("yes"))).code(), "invalid_signal");
+    let unfinished = Ctx::for_test().with_signal("approval", &json!({ "amount": 5 }));
+    assert_eq!(failed(unfinished).code(), "child_cancelled");
+
+    let ctx = Ctx::for_test();
+    ctx.sleep(std::time::Duration::MAX).unwrap();
+    assert_eq!(ctx.recorded().slept_ms, 31_622_400_000, "no longer than a host would take");
+    assert!(ctx.now_ms() > 0);
+}

@@ -90,3 +90,38 @@ pub enum ChildError {
     /// The run has as many children as it may.
     TooMany,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Journals have these texts in them: they are read for as long as there are such journals.
+    #[test]
+    fn what_is_recorded_is_written_as_it_always_was() {
+        let json = |text: &str| Json::parse(text.to_owned()).unwrap();
+        for (record, text) in [
+            (WaitRecord::Elapsed, r#""elapsed""#),
+            (WaitRecord::Signal(json(r#"{"a": 1.10}"#)), r#"{"signal":{"a": 1.10}}"#),
+            (WaitRecord::TimedOut, r#""timed_out""#),
+            (WaitRecord::Completed(json("null")), r#"{"completed":null}"#),
+            (
+                WaitRecord::Failed { code: "c".to_owned(), message: "m".to_owned() },
+                r#"{"failed":{"code":"c","message":"m"}}"#,
+            ),
+            (WaitRecord::Cancelled, r#""cancelled""#),
+        ] {
+            assert_eq!(serde_json::to_string(&record).unwrap(), text);
+            assert_eq!(serde_json::from_str::<WaitRecord>(text).unwrap(), record);
+        }
+        for (refused, text) in [
+            (ChildError::UnknownWorkflow, r#""unknown_workflow""#),
+            (ChildError::UnknownVersion, r#""unknown_version""#),
+            (ChildError::InvalidInput("no".to_owned()), r#"{"invalid_input":"no"}"#),
+            (ChildError::TooDeep, r#""too_deep""#),
+            (ChildError::TooMany, r#""too_many""#),
+        ] {
+            assert_eq!(serde_json::to_string(&refused).unwrap(), text);
+            assert_eq!(serde_json::from_str::<ChildError>(text).unwrap(), refused);
+        }
+    }
+}

@@ -5,6 +5,7 @@ use std::fmt::Write;
 use expect_test::{Expect, expect};
 use serde_json::{Value, json};
 use stepwell_core::Graph;
+use stepwell_core::retry::Exhausted;
 use stepwell_document::Document;
 
 use crate::{checked, document, shown, transform};
@@ -38,13 +39,17 @@ pub(crate) fn complete() -> Value {
         "input": { "type": "object" },
         "topics": ["progress", "answer"],
         "channel": "tasks",
+        "signals": { "approval": { "type": "object", "required": ["by"] }, "stop": true },
+        "timeout": "36h",
         "nodes": [
             { "id": "fetch", "kind": "http", "method": "GET", "url": "https://example.org/${ .input.id }?x=$${y}",
               "query": { "page": 1, "filter": "${ .input.filter }", "none": null, "on": true },
               "headers": { "x-trace": "${ .run.id }" },
               "authorization": { "secret": "api-key", "header": "x-key", "prefix": "" },
               "status": { "ok": ["2xx", 304], "retry": [408, "5xx"] },
-              "retry": { "max_attempts": 3, "initial": "500ms", "factor": 1.5, "max": "1m30s", "jitter": 0 },
+              "retry": { "max_attempts": 3, "initial": "500ms", "factor": 1.5, "max": "1m30s", "jitter": 0,
+                "errors": { "rate_limited": { "max_attempts": 9, "initial": "10s", "factor": 1, "max": "1h" }, "gone": { "max_attempts": 1 } },
+                "when_exhausted": "pause" },
               "timeout": "10s", "fuel": 5, "description": "Gets the list." },
             { "id": "post", "kind": "http", "url": "${ .input.url }", "body": { "list": ["${ .nodes.fetch.body }"] } },
             { "id": "kind", "kind": "branch",
@@ -59,7 +64,11 @@ pub(crate) fn complete() -> Value {
               "inputs": { "input": "${ .item.text }", "style": { "tone": "${ .input.tone }" } } },
             { "id": "refined", "kind": "join", "of": "refine", "output": { "text": "${ .nodes.shorten }", "n": "${ .item.n + 1 }" } },
             { "id": "all", "kind": "join", "of": "each" },
-            { "id": "end", "kind": "transform", "topic": "progress", "output": { "sums": "${ .nodes.all }", "failed": "${ .nodes.post.status }" } }
+            { "id": "end", "kind": "transform", "topic": "progress", "output": { "sums": "${ .nodes.all }", "failed": "${ .nodes.post.status }" } },
+            { "id": "rest", "kind": "sleep", "for": "${ .input.rest }" },
+            { "id": "approval", "kind": "signal", "name": "approval", "within": "24h", "on_timeout": "null" },
+            { "id": "book", "kind": "workflow", "workflow": "ledger", "version": "cd".repeat(32), "detached": true,
+              "input": { "by": "${ .nodes.approval.by }", "sums": "${ .nodes.all }" } }
         ],
         "edges": [
             { "source": "fetch", "target": "kind" },
@@ -72,7 +81,10 @@ pub(crate) fn complete() -> Value {
             { "source": "shorten", "target": "refined" },
             { "source": "refined", "target": "all" },
             { "source": "all", "target": "end" },
-            { "source": "post", "target": "end" }
+            { "source": "post", "target": "end" },
+            { "source": "end", "target": "rest" },
+            { "source": "rest", "target": "approval" },
+            { "source": "approval", "target": "book" }
         ],
         "output": "end"
     })
@@ -93,8 +105,30 @@ fn every_kind_with_every_field() {
             refined: needs [ask refine shorten] in [each refine]
             all: needs [refined] hands on refined
             end: needs [post all]
+            rest: needs [input]
+            approval: needs []
+            book: needs [all approval]
         "#]],
     );
+}
+
+#[test]
+fn signals_the_runs_time_and_policies_of_single_codes_reach_the_graph() {
+    let graph = checked(&complete().to_string()).unwrap().graph;
+    assert_eq!(graph.timeout_ms, Some(129_600_000));
+    let signals: Vec<(&str, bool)> =
+        graph.signals.iter().map(|signal| (signal.name.as_str(), signal.schema.is_some())).collect();
+    assert_eq!(signals, [("approval", true), ("stop", false)], "one that takes anything is not checked");
+    let retry = &graph.nodes[0].retry;
+    assert_eq!(retry.when_exhausted, Exhausted::Pause);
+    let errors: Vec<_> = retry
+        .errors
+        .iter()
+        .map(|error| (error.code.as_str(), error.max_attempts, error.initial_ms, error.factor, error.max_ms))
+        .collect();
+    // What a code leaves out is as for all others.
+    assert_eq!(errors, [("gone", 1, 500, 1.5, 90_000), ("rate_limited", 9, 10_000, 1.0, 3_600_000)]);
+    assert_eq!(graph.nodes[1].retry.when_exhausted, Exhausted::Fail);
 }
 
 #[test]

@@ -1,9 +1,11 @@
 use serde_json::{Value, json};
 
 use super::{Fake, again, context, inputs, load, load_with, output, parsed, permanent, plan, run, run_one};
+use crate::bindings::stepwell::workflow::children::{AwaitError, ChildFailure};
 use crate::bindings::stepwell::workflow::http::{Authorization, HttpError, Request, Response};
 use crate::bindings::stepwell::workflow::llm::{Completion, LlmError, Role};
 use crate::bindings::stepwell::workflow::types::{Failure, FailureKind, Outcome};
+use crate::bindings::stepwell::workflow::wait::WaitError;
 use crate::program::Program;
 use crate::step;
 
@@ -405,4 +407,81 @@ fn a_request_without_a_response_is_a_failure() {
         assert_eq!((failure.kind, failure.code.as_str()), (kind, code));
         assert!(!failure.message.contains("token"), "{}", failure.message);
     }
+}
+
+#[test]
+fn a_sleep_is_as_long_as_its_text_its_number_or_its_expression_says() {
+    for (duration, input, ms) in [
+        (json!("1m30s"), json!(null), 90_000),
+        (json!(250), json!(null), 250),
+        (json!("${ .input.minutes * 60000 }"), json!({ "minutes": 0.5 }), 30_000),
+        (json!("${ .input }"), json!("2h"), 7_200_000),
+    ] {
+        let outside = Fake::default();
+        let program = load(json!([{ "id": "s", "kind": "sleep", "for": duration }])).unwrap();
+        let slept = step::run(&program, &outside, &context("s", &[]), &inputs(&[("input", input)]));
+        assert_eq!((output(slept), outside.slept.take()), (json!(null), vec![ms]), "{duration}");
+    }
+    for wrong in [json!("soon"), json!(-1), json!(null), json!([1]), json!(1e300)] {
+        let outside = Fake::default();
+        let program = load(json!([{ "id": "s", "kind": "sleep", "for": "${ .input }" }])).unwrap();
+        let slept = step::run(&program, &outside, &context("s", &[]), &inputs(&[("input", wrong.clone())]));
+        assert_eq!(permanent(slept), "invalid_duration", "{wrong}");
+        assert!(outside.slept.take().is_empty(), "{wrong}");
+    }
+}
+
+#[test]
+fn a_signal_is_its_payload_and_its_absence_is_a_failure_or_null() {
+    let heard = |fields: Value, answer: Result<&str, WaitError>| {
+        let mut node = json!({ "id": "s", "kind": "signal", "name": "go" });
+        node.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        let outside = Fake::default();
+        outside.signals.borrow_mut().push_back(answer.map(str::to_owned));
+        let outcome = step::run(&load(json!([node])).unwrap(), &outside, &context("s", &[]), &inputs(&[]));
+        (outcome, outside.awaited.take())
+    };
+    let (taken, awaited) = heard(json!({}), Ok("{\"by\":1.10}"));
+    // The payload is handed on as it came, to the last digit.
+    assert!(matches!(taken, Ok(Outcome::Output(text)) if text == "{\"by\":1.10}"));
+    assert_eq!(awaited, [("go".to_owned(), None)]);
+
+    let (late, awaited) = heard(json!({ "within": "24h" }), Err(WaitError::Timeout));
+    assert_eq!((permanent(late), awaited), ("signal_timeout".to_owned(), vec![("go".to_owned(), Some(86_400_000))]));
+    let (late, _) = heard(json!({ "within": "1s", "on_timeout": "null" }), Err(WaitError::Timeout));
+    assert_eq!(output(late), json!(null));
+    let (often, _) = heard(json!({ "on_timeout": "null" }), Err(WaitError::QuotaExceeded));
+    assert_eq!(permanent(often), "wait_quota", "only what is late is null");
+}
+
+#[test]
+fn a_workflow_is_started_with_its_input_and_ends_as_the_other_run_does() {
+    let version = "ab".repeat(32);
+    let node = json!({
+        "id": "w", "kind": "workflow", "workflow": "other", "version": version, "input": { "n": "${ .input + 1 }" },
+    });
+    let ended = |node: &Value, end: Result<&str, AwaitError>| {
+        let outside = Fake::default();
+        outside.ends.borrow_mut().push_back(end.map(str::to_owned));
+        let handed = inputs(&[("input", json!(41))]);
+        let outcome = step::run(&load(json!([node])).unwrap(), &outside, &context("w", &[]), &handed);
+        (outcome, outside.started.take(), outside.ends.take().len())
+    };
+    let (outcome, started, _) = ended(&node, Ok("[1]"));
+    assert_eq!(output(outcome), json!([1]));
+    assert_eq!((started[0].workflow.as_str(), started[0].version.as_ref()), ("other", Some(&version)));
+    assert_eq!((parsed(&started[0].input), started[0].detached), (json!({ "n": 42 }), false));
+
+    let broken = AwaitError::Failed(ChildFailure { code: "broken".to_owned(), message: "it broke".to_owned() });
+    let failure = ended(&node, Err(broken)).0.unwrap_err();
+    assert_eq!((failure.kind, failure.code.as_str()), (FailureKind::Permanent, "child_failed"));
+    let details = json!({ "run_id": "child", "code": "broken", "message": "it broke" });
+    assert_eq!(failure.details.map(|details| parsed(&details)), Some(details));
+    assert_eq!(permanent(ended(&node, Err(AwaitError::Cancelled)).0), "child_cancelled");
+
+    // One that goes on by itself is not waited for, and without an input it is handed `null`.
+    let detached = json!({ "id": "w", "kind": "workflow", "workflow": "other", "detached": true });
+    let (outcome, started, not_asked) = ended(&detached, Ok("1"));
+    assert_eq!((output(outcome), not_asked), (json!({ "run_id": "child" }), 1));
+    assert_eq!((started[0].input.as_str(), started[0].detached), ("null", true));
 }
