@@ -24,5 +24,6 @@ mod reference;
 mod streams;
 mod support;
 mod tenancy;
+mod triggers;
 mod uploads;
 mod waits;

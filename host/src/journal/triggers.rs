@@ -41,6 +41,8 @@ pub(super) const TABLES: &[Bytes2Bytes] =
 
 /// Sent events forgotten in one transaction.
 const EVENTS_DELETED_MAX: usize = 500;
+/// Deliveries forgotten in one transaction, with their webhook.
+const DELIVERIES_DELETED_MAX: usize = 500;
 
 /// A trigger, as its tenant has set it up.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -361,11 +363,16 @@ impl RedbJournal {
         .await
     }
 
-    /// Triggers that are to fire, in order of time, at most `limit`.
-    pub fn triggers_due(&self, limit: usize) -> Result<Vec<(Timestamp, TenantId, String)>, JournalError> {
+    /// Triggers that are to fire up to `until`, in order of time, at most `limit`.
+    pub fn triggers_due(
+        &self,
+        until: Timestamp,
+        limit: usize,
+    ) -> Result<Vec<(Timestamp, TenantId, String)>, JournalError> {
         let table = self.reader()?.open_table(TRIGGERS_DUE).map_err(storage("open the triggers"))?;
         let mut found = Vec::new();
-        for entry in table.iter().map_err(storage("list triggers"))?.take(limit) {
+        let end = due_key(until.plus_millis(1), &[]);
+        for entry in table.range(..end.as_slice()).map_err(storage("list triggers"))?.take(limit) {
             let (key, _) = entry.map_err(storage("list triggers"))?;
             found.extend(parse_due(key.value()));
         }
@@ -452,16 +459,51 @@ impl RedbJournal {
         self.all(WEBHOOKS, keys::of_tenant(tenant))
     }
 
-    /// Deletes a webhook. What is still owed to it is dropped when its turn comes. `false` when there is none.
+    /// Deletes a webhook and what is still owed to it. `false` when there is none.
     pub async fn delete_webhook(&self, tenant: &TenantId, name: &str) -> Result<bool, JournalError> {
-        self.delete(WEBHOOKS, keys::named(tenant, name)).await
+        let found = self.delete(WEBHOOKS, keys::named(tenant, name)).await?;
+        // In small writes, with room for others in between. What a crash leaves is dropped when its turn comes.
+        while found {
+            let range = keys::starting_with(keys::named(tenant, name));
+            let deleted = self.write(move |transaction| {
+                let failed = || storage("forget deliveries");
+                let mut outbox = transaction.open_table(OUTBOX).map_err(storage("open the outbox"))?;
+                let mut due = transaction.open_table(OUTBOX_DUE).map_err(storage("open the outbox"))?;
+                let owed: Vec<(Vec<u8>, Vec<u8>)> = outbox
+                    .range(range.start.as_slice()..range.end.as_slice())
+                    .map_err(failed())?
+                    .take(DELIVERIES_DELETED_MAX)
+                    .map(|entry| {
+                        let (key, value) = entry.map_err(storage("forget deliveries"))?;
+                        Ok((key.value().to_vec(), value.value().to_vec()))
+                    })
+                    .collect::<Result<_, JournalError>>()?;
+                for (key, value) in &owed {
+                    outbox.remove(key.as_slice()).map_err(failed())?;
+                    let next = serde_json::from_slice::<Delivery>(value).ok().and_then(|delivery| delivery.next_at);
+                    if let Some(next) = next {
+                        due.remove(due_key(next, key).as_slice()).map_err(failed())?;
+                    }
+                }
+                Ok(owed.len())
+            });
+            if deleted.await? < DELIVERIES_DELETED_MAX {
+                break;
+            }
+        }
+        Ok(found)
     }
 
-    /// Deliveries that are to be tried, in order of time, at most `limit`.
-    pub fn deliveries_due(&self, limit: usize) -> Result<Vec<(Timestamp, RunKey, String)>, JournalError> {
+    /// Deliveries that are to be tried up to `until`, in order of time, at most `limit`.
+    pub fn deliveries_due(
+        &self,
+        until: Timestamp,
+        limit: usize,
+    ) -> Result<Vec<(Timestamp, RunKey, String)>, JournalError> {
         let table = self.reader()?.open_table(OUTBOX_DUE).map_err(storage("open the outbox"))?;
         let mut found = Vec::new();
-        for entry in table.iter().map_err(storage("list deliveries"))?.take(limit) {
+        let end = due_key(until.plus_millis(1), &[]);
+        for entry in table.range(..end.as_slice()).map_err(storage("list deliveries"))?.take(limit) {
             let (key, _) = entry.map_err(storage("list deliveries"))?;
             found.extend(parse_delivery(key.value()));
         }

@@ -22,8 +22,8 @@ const WIDTH: Width = Width { all: 64, per_tenant: 16 };
 const PAUSE: Duration = Duration::from_secs(1);
 
 pub(super) async fn run(triggers: &Triggers, stopping: &CancellationToken) {
-    let due = |limit| {
-        let found = triggers.journal.triggers_due(limit)?;
+    let due = |until, limit| {
+        let found = triggers.journal.triggers_due(until, limit)?;
         Ok(found.into_iter().map(|(at, tenant, name)| (at, (tenant, name))).collect())
     };
     let work = |at, (tenant, name): (TenantId, String)| {
@@ -43,6 +43,9 @@ impl Triggers {
     async fn fire(&self, tenant: &TenantId, name: &str, first: Timestamp) -> Result<(), JournalError> {
         let record = self.journal.trigger(tenant, name)?.filter(|record| record.enabled);
         let mark = self.journal.trigger_mark(tenant, name)?;
+        if mark.next != Some(first) {
+            return Ok(()); // it was set up anew while this was on its way
+        }
         let schedule = record.as_ref().and_then(|record| match &record.on {
             TriggerOn::Cron { schedule, time_zone, missed } => {
                 Some((Schedule::parse(schedule, time_zone).ok()?, *missed))

@@ -221,13 +221,25 @@ impl Triggers {
         if runs.is_empty() {
             return Err(ControlError::UnknownRun.into());
         }
-        let mut replayed = true;
-        for run in &runs {
-            let run = RunKey { tenant: tenant.clone(), run: *run };
-            let told = self.driver.signal(&run, signal.name.clone(), payload.clone(), Some(key)).await?;
-            replayed &= told.replayed;
+        let (mut told, mut replayed, mut refused) = (Vec::new(), true, None);
+        for run in runs {
+            let key_of_run = RunKey { tenant: tenant.clone(), run };
+            match self.driver.signal(&key_of_run, signal.name.clone(), payload.clone(), Some(key)).await {
+                Ok(signalled) => {
+                    told.push(run);
+                    replayed &= signalled.replayed;
+                }
+                Err(error) => match ActError::from(error) {
+                    error if error.may_pass() => return Err(error),
+                    // Another run with this correlation may be of a workflow without such a signal, or end just now.
+                    error => refused = Some(error),
+                },
+            }
         }
-        Ok(Acted::Signalled { runs, replayed })
+        match refused {
+            Some(error) if told.is_empty() => Err(error),
+            _ => Ok(Acted::Signalled { runs: told, replayed }),
+        }
     }
 
     /// Runs that have not ended and were started with this.

@@ -36,8 +36,8 @@ const ANSWER_BYTES_MAX: usize = 500;
 const PAUSE: Duration = Duration::from_secs(1);
 
 pub(super) async fn run(triggers: &Triggers, stopping: &CancellationToken) {
-    let due = |limit| {
-        let found = triggers.journal.deliveries_due(limit)?;
+    let due = |until, limit| {
+        let found = triggers.journal.deliveries_due(until, limit)?;
         Ok(found.into_iter().map(|(at, run, webhook)| (at, (run, webhook))).collect())
     };
     let work = |at, (run, webhook): (RunKey, String)| {
@@ -128,7 +128,7 @@ impl Triggers {
                     HttpError::InvalidRequest(_) => ("invalid_request", true),
                     HttpError::Timeout => ("timeout", false),
                     HttpError::Connection(_) => ("connection", false),
-                    // It was taken: only the answer is too long to be looked at.
+                    // Perhaps it was taken; whoever answers with megabytes may be told again.
                     HttpError::TooLarge(_) => ("too_large", false),
                 };
                 missed(code, error.to_string(), for_good)
@@ -150,6 +150,7 @@ impl Triggers {
             "ended_at": summary.ended_at.map(rfc3339),
             "correlation": summary.correlation,
         });
+        let mut whole_output = None;
         match last.map(|recorded| recorded.event) {
             Some(Event::RunCompleted { output }) => {
                 let size = match &output {
@@ -157,10 +158,10 @@ impl Triggers {
                     Payload::Stored(content) => content.size_bytes,
                 };
                 let json = (size <= OUTPUT_BYTES_MAX).then(|| read_payload(&*self.journal, run, output).ok()).flatten();
-                match json.and_then(|json| serde_json::from_str::<Value>(json.as_str()).ok()) {
-                    Some(output) => set(&mut data, "output", output),
-                    None => set(&mut data, "output_omitted", Value::Bool(true)),
+                if json.is_none() {
+                    set(&mut data, "output_omitted", Value::Bool(true));
                 }
+                whole_output = json;
             }
             Some(Event::RunFailed { step, failure }) => {
                 set(&mut data, "failed_node", json!(step.map(|step| step.node)));
@@ -172,13 +173,20 @@ impl Triggers {
             }
             _ => {}
         }
-        let body = json!({
+        let head = json!({
             "id": delivery.id(),
             "type": format!("run.{}", delivery.status.as_str()),
             "attempt": delivery.attempts + 1,
-            "data": data,
         });
-        Ok(Some(Bytes::from(body.to_string())))
+        // The output as it is written in the journal: numbers keep their digits.
+        let mut data = data.to_string();
+        if let Some(output) = whole_output {
+            data.pop();
+            data = format!(r#"{data},"output":{}}}"#, output.as_str());
+        }
+        let mut body = head.to_string();
+        body.pop();
+        Ok(Some(Bytes::from(format!(r#"{body},"data":{data}}}"#))))
     }
 }
 

@@ -31,7 +31,7 @@ pub(super) async fn drive<K, F>(
     width: Width,
     stopping: &CancellationToken,
     tenant_of: impl Fn(&K) -> TenantId,
-    due: impl Fn(usize) -> Result<Vec<(Timestamp, K)>, JournalError>,
+    due: impl Fn(Timestamp, usize) -> Result<Vec<(Timestamp, K)>, JournalError>,
     work: impl Fn(Timestamp, K) -> F,
 ) where
     K: Clone + Eq + Hash + Send + 'static,
@@ -42,11 +42,11 @@ pub(super) async fn drive<K, F>(
     let mut tasks: JoinSet<K> = JoinSet::new();
     loop {
         let now = clock::now();
-        let found = due(SCANNED_MAX).unwrap_or_else(|error| {
+        let found = due(now, SCANNED_MAX).unwrap_or_else(|error| {
             tracing::error!(error = error_chain(&error), "what is due could not be read");
             Vec::new()
         });
-        for (at, key) in found.into_iter().take_while(|(at, _)| *at <= now) {
+        for (at, key) in found {
             if tasks.len() >= width.all {
                 break;
             }
