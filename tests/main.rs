@@ -25,5 +25,6 @@ mod reference;
 mod streams;
 mod support;
 mod tenancy;
+mod triggers;
 mod uploads;
 mod waits;

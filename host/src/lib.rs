@@ -5,6 +5,7 @@
 //! * [`journal`] — where events live: one file, one writer, one fsync for all that waits.
 //! * [`sandbox`] — where guests run: compiled apart, metered, limited, in a fresh instance each time.
 //! * [`driver`] — who does it: a loop for each run, where journal, sandbox and core meet.
+//! * [`triggers`] — what starts runs besides requests, and who is told when they end.
 //! * [`streams`] — a run's journal as a stream; [`stream_tokens`] and [`cors`] — which browsers may read it.
 //! * [`api`] — HTTP; [`connections`] — what it goes over; [`access`] — who is asking.
 //! * [`cli`] — the command line; [`client`] — the HTTP client behind it.
@@ -26,4 +27,5 @@ mod permits;
 pub mod sandbox;
 pub mod stream_tokens;
 pub mod streams;
+pub mod triggers;
 pub mod vault;

@@ -44,5 +44,6 @@ pub async fn sweep(journal: &RedbJournal, stopping: &CancellationToken) -> Resul
         }
     }
     while !stopping.is_cancelled() && journal.delete_old_idempotency_keys(now).await? > 0 {}
+    while !stopping.is_cancelled() && journal.delete_old_events(now).await? > 0 {}
     Ok(deleted)
 }

@@ -69,6 +69,11 @@ pub fn unspecialized() -> Result<Vec<u8>, SpecializeError> {
     encode(GUEST, &[])
 }
 
+/// The component that evaluates expressions which belong to no graph: the guest without a program, and without imports.
+pub fn evaluator() -> Result<Vec<u8>, SpecializeError> {
+    encode(GUEST, &[PUBLISH, HTTP, LLM, WAIT, CHILDREN])
+}
+
 /// The component of a program. `loader` is the [`loader`], compiled.
 pub fn specialize(loader: &Module, program: &Program) -> Result<Vec<u8>, SpecializeError> {
     let wizer = wizer();

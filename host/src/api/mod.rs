@@ -20,7 +20,9 @@ mod secrets;
 mod settings;
 mod sse;
 mod stream_tokens;
+mod triggers;
 mod viewer;
+mod webhooks;
 mod wire;
 mod workflows;
 
@@ -40,6 +42,7 @@ use crate::journal::RedbJournal;
 use crate::permits::Permits;
 use crate::sandbox::Sandbox;
 use crate::stream_tokens::StreamTokens;
+use crate::triggers::Triggers;
 use crate::vault::Vault;
 
 pub(crate) use self::admin::RETENTION_DAYS_DEFAULT;
@@ -59,6 +62,8 @@ pub struct App {
     pub access: Arc<Access>,
     /// What seals secrets.
     pub vault: Arc<Vault>,
+    /// What starts runs besides requests.
+    pub triggers: Triggers,
     /// The pages that may read streams.
     pub origins: Arc<Origins>,
     /// What opens a stream for a browser.
@@ -109,6 +114,14 @@ pub fn router(app: App) -> Router {
         .route("/v1/secrets/{name}", put(secrets::put).delete(secrets::delete))
         .route("/v1/providers", get(providers::list))
         .route("/v1/providers/{name}", put(providers::put).delete(providers::delete))
+        .route("/v1/triggers", get(triggers::list))
+        .route("/v1/triggers/{name}", get(triggers::get).put(triggers::put).delete(triggers::delete))
+        .route("/v1/hooks/{tenant}/{trigger}", post(triggers::hook))
+        .route("/v1/events", post(triggers::send))
+        .route("/v1/webhooks", get(webhooks::list))
+        .route("/v1/webhooks/{name}", get(webhooks::get).put(webhooks::put).delete(webhooks::delete))
+        .route("/v1/webhooks/{name}/deliveries", get(webhooks::deliveries))
+        .route("/v1/webhooks/{name}/deliveries/{id}/retry", post(webhooks::retry))
         .route("/v1/admin/tenants", get(admin::tenants).post(admin::create_tenant))
         .route("/v1/admin/keys", get(admin::keys).post(admin::create_key))
         .route("/v1/admin/keys/{id}/revoke", post(admin::revoke_key))

@@ -6,7 +6,8 @@ use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement
 use utoipa::{Modify, OpenApi};
 
 use super::{
-    admin, artifacts, channels, control, events, providers, runs, secrets, settings, stream_tokens, wire, workflows,
+    admin, artifacts, channels, control, events, providers, runs, secrets, settings, stream_tokens, triggers, webhooks,
+    wire, workflows,
 };
 
 #[derive(OpenApi)]
@@ -54,6 +55,18 @@ use super::{
         providers::list,
         providers::put,
         providers::delete,
+        triggers::list,
+        triggers::get,
+        triggers::put,
+        triggers::delete,
+        triggers::hook,
+        triggers::send,
+        webhooks::list,
+        webhooks::get,
+        webhooks::put,
+        webhooks::delete,
+        webhooks::deliveries,
+        webhooks::retry,
         admin::tenants,
         admin::create_tenant,
         admin::keys,

@@ -31,7 +31,7 @@ struct StartBody<'a> {
 }
 
 impl Server {
-    fn client(&self) -> anyhow::Result<Client> {
+    pub(super) fn client(&self) -> anyhow::Result<Client> {
         Ok(Client::new(&self.url, &self.api_key)?)
     }
 }
@@ -52,12 +52,12 @@ impl AdminServer {
 }
 
 /// One part of a path. Names with other characters are refused by the server, and must get there as one part.
-fn part(text: &str) -> String {
+pub(super) fn part(text: &str) -> String {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._~".contains(&b);
     text.bytes().map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
 }
 
-fn text<'a>(value: &'a Value, name: &str) -> &'a str {
+pub(super) fn text<'a>(value: &'a Value, name: &str) -> &'a str {
     value.get(name).and_then(Value::as_str).unwrap_or_default()
 }
 
@@ -101,7 +101,7 @@ async fn started(client: &Client, run: &Value, follow: bool, json: bool) -> anyh
     if follow { follow_to_end(client, &id, json).await } else { Ok(EXIT_OK) }
 }
 
-fn read_input(input: &str) -> anyhow::Result<String> {
+pub(super) fn read_input(input: &str) -> anyhow::Result<String> {
     match input.strip_prefix('@') {
         None => Ok(input.to_owned()),
         Some("-") => {
@@ -328,7 +328,7 @@ pub(super) async fn failures(server: &Server, workflow: Option<&str>, json: bool
 }
 
 /// Entries of a listing, one line each.
-async fn list(server: &Server, path: &str, line: impl Fn(&Value) -> String) -> anyhow::Result<()> {
+pub(super) async fn list(server: &Server, path: &str, line: impl Fn(&Value) -> String) -> anyhow::Result<()> {
     let page = server.client()?.json(Method::GET, path, None).await?;
     for entry in page.get("data").and_then(Value::as_array).into_iter().flatten() {
         out::line(line(entry));

@@ -5,6 +5,7 @@ mod commands;
 mod inspect;
 mod out;
 mod serve;
+mod triggers;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -202,6 +203,41 @@ enum Command {
         #[command(flatten)]
         server: Server,
     },
+    /// Lists triggers: what starts runs besides requests
+    Triggers {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        server: Server,
+    },
+    /// Sets up and deletes triggers
+    #[command(subcommand)]
+    Trigger(NamedCommand),
+    /// Lists webhooks: who is told when runs end
+    Webhooks {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        server: Server,
+    },
+    /// Sets up and deletes webhooks
+    #[command(subcommand)]
+    Webhook(NamedCommand),
+    /// Sends an event to the triggers that wait for it
+    Event {
+        /// The event's name
+        name: String,
+        /// The data: JSON, or @FILE to read it from a file (@- for standard input)
+        #[arg(long, default_value = "null")]
+        data: String,
+        /// The same id is the same event, for 24 hours
+        #[arg(long)]
+        id: Option<String>,
+        #[command(flatten)]
+        server: Server,
+    },
     /// What the operator of a server does
     Admin {
         #[command(subcommand)]
@@ -219,6 +255,27 @@ enum Command {
     /// Reads a graph from standard input and writes a component and compiled code to standard output
     #[command(name = compile::GRAPH_SUBCOMMAND, hide = true)]
     CompileGraph,
+}
+
+/// For what is described by a file.
+#[derive(Debug, Subcommand)]
+enum NamedCommand {
+    /// Sets it up, in place of one with the same name
+    Put {
+        /// Its name
+        name: String,
+        /// A file with what the API takes, as JSON
+        file: PathBuf,
+        #[command(flatten)]
+        server: Server,
+    },
+    /// Deletes it
+    Delete {
+        /// Its name
+        name: String,
+        #[command(flatten)]
+        server: Server,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -416,6 +473,11 @@ async fn dispatch(command: Command) -> anyhow::Result<u8> {
             commands::rerun(&server, &id, rerun, follow, json).await
         }
         Command::Failures { workflow, json, server } => commands::failures(&server, workflow.as_deref(), json).await,
+        Command::Triggers { json, server } => triggers::triggers(&server, json).await,
+        Command::Trigger(command) => triggers::named(triggers::What::Trigger, command).await,
+        Command::Webhooks { json, server } => triggers::webhooks(&server, json).await,
+        Command::Webhook(command) => triggers::named(triggers::What::Webhook, command).await,
+        Command::Event { name, data, id, server } => triggers::event(&server, &name, &data, id.as_deref()).await,
         Command::Secret(command) => commands::secret(command).await,
         Command::Provider(command) => commands::provider(command).await,
         Command::Admin { command } => commands::admin(command).await,

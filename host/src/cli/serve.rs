@@ -24,6 +24,7 @@ use crate::journal::catalog::TenantRecord;
 use crate::permits::Permits;
 use crate::sandbox::{Sandbox, SandboxConfig, compile};
 use crate::stream_tokens::StreamTokens;
+use crate::triggers::Triggers;
 use crate::vault::Vault;
 use crate::{clock, maintenance};
 
@@ -154,8 +155,16 @@ async fn serve_until_told(args: ServeArgs) -> anyhow::Result<()> {
     };
     let egress = Egress { reach, allow: args.egress_allow };
     let outbound = Outbound::new(OutboundConfig { egress, ..OutboundConfig::default() })?;
-    let outside = Outside { outbound, journal: Arc::clone(&journal), vault: Arc::clone(&vault) };
+    let outside = Outside { outbound: outbound.clone(), journal: Arc::clone(&journal), vault: Arc::clone(&vault) };
     let driver = Driver::new(Arc::clone(&journal), Arc::clone(&sandbox), outside, &config);
+
+    let triggers = Triggers {
+        journal: Arc::clone(&journal),
+        driver: driver.clone(),
+        sandbox: Arc::clone(&sandbox),
+        vault: Arc::clone(&vault),
+        outbound,
+    };
 
     let listener = TcpListener::bind(args.listen).await.with_context(|| format!("cannot listen on {}", args.listen))?;
     let address = listener.local_addr()?;
@@ -170,6 +179,7 @@ async fn serve_until_told(args: ServeArgs) -> anyhow::Result<()> {
         stream_tokens: Arc::new(stream_tokens),
         streams: Arc::new(Permits::new(api::STREAMS_MAX, args.streams_per_tenant)),
         vault,
+        triggers: triggers.clone(),
         stopping: stopping.clone(),
     };
     let server = axum::serve(listener, api::router(app)).with_graceful_shutdown(stopping.clone().cancelled_owned());
@@ -186,6 +196,7 @@ async fn serve_until_told(args: ServeArgs) -> anyhow::Result<()> {
             }
         }
     });
+    let triggering = tokio::spawn(triggers.run(stopping.clone()));
     let sweeping = tokio::spawn(maintenance::run(Arc::clone(&journal), stopping.clone()));
 
     let mut has_ended = false;
@@ -212,6 +223,7 @@ async fn serve_until_told(args: ServeArgs) -> anyhow::Result<()> {
         tracing::warn!("some connections did not end in time");
     }
     drop(sweeping.await);
+    drop(triggering.await);
     match failed {
         Some(error) => Err(error),
         None => Ok(()),

@@ -226,7 +226,7 @@ impl RedbJournal {
         self.delete(PROVIDERS, keys::named(tenant, name)).await
     }
 
-    async fn delete(&self, table: Bytes2Bytes, key: Vec<u8>) -> Result<bool, JournalError> {
+    pub(super) async fn delete(&self, table: Bytes2Bytes, key: Vec<u8>) -> Result<bool, JournalError> {
         self.write(move |transaction| {
             let mut table = transaction.open_table(table).map_err(storage("open a table"))?;
             let found = table.remove(key.as_slice()).map_err(storage("delete an entry"))?;
@@ -368,7 +368,7 @@ impl RedbJournal {
         self.content(tenant, version)
     }
 
-    fn one<T: DeserializeOwned>(&self, table: Bytes2Bytes, key: &[u8]) -> Result<Option<T>, JournalError> {
+    pub(super) fn one<T: DeserializeOwned>(&self, table: Bytes2Bytes, key: &[u8]) -> Result<Option<T>, JournalError> {
         let name = table.name().to_owned();
         let what = || format!("an entry of {name}");
         let table = self.reader()?.open_table(table).map_err(storage("open a table"))?;

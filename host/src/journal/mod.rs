@@ -20,6 +20,7 @@ mod record;
 pub mod redb;
 mod retention;
 mod tails;
+pub mod triggers;
 mod writer;
 
 use std::sync::Arc;

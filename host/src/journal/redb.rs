@@ -186,9 +186,8 @@ fn prepare(database: &Database) -> Result<[u8; 32], JournalError> {
         }
     };
     // A table that exists can be read without asking whether it does.
-    for table in
-        writer::TABLES.iter().chain(super::catalog::TABLES).chain(super::access::TABLES).chain(super::channels::TABLES)
-    {
+    let tables = [super::catalog::TABLES, super::access::TABLES, super::channels::TABLES, super::triggers::TABLES];
+    for table in tables.into_iter().flatten().chain(writer::TABLES) {
         transaction.open_table(*table).map_err(storage("prepare its file"))?;
     }
     transaction.commit().map_err(storage("prepare its file"))?;

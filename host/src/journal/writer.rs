@@ -379,6 +379,9 @@ impl<'t> RunTables<'t> {
                 self.wakes.insert(wake.as_slice(), [].as_slice()).map_err(storage("write a run to be woken"))?;
             }
         }
+        if let Some(summary) = append.summary.as_ref().filter(|_| append.ended) {
+            super::triggers::enqueue(self.transaction, key, summary)?;
+        }
         if let Some(projection) = &append.channel {
             let tables = match &mut self.channels {
                 Some(tables) => tables,

@@ -125,6 +125,25 @@ async fn call(
     (ended, fuel_used, store.into_data())
 }
 
+/// A call of `run-step` that belongs to no run: nothing it asks for is done.
+pub(super) async fn detached(
+    engine: &Engine,
+    code: &Loaded,
+    limits: Limits,
+    inputs: &[(String, String)],
+) -> Result<Ended, Failure> {
+    let nowhere = StepContext {
+        run_id: String::new(),
+        workflow: String::new(),
+        version: String::new(),
+        node: String::new(),
+        items: Vec::new(),
+        attempt: 1,
+    };
+    let state = AttemptState::new(Arc::new(Denied), Vec::new(), [0; 32]);
+    call(engine, code, state, limits, &nowhere, inputs).await.0
+}
+
 /// Asks a component for its graph.
 pub(super) async fn describe(engine: &Engine, code: &Loaded) -> wasmtime::Result<Graph> {
     let mut store = denied(engine)?;

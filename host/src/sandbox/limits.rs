@@ -65,6 +65,11 @@ pub const HOST_CALL_FUEL: u64 = 500;
 pub const HOST_CALL_BYTES_MAX: usize = 2 * ARTIFACT_BYTES_MAX;
 /// What `describe` and `check-input` may use.
 pub const DESCRIBE_LIMITS: Limits = Limits { fuel: 100_000_000, timeout_ms: 5_000, memory_bytes: 128 << 20 };
+/// What evaluating an expression that belongs to no graph may use: a hundred times what compiling one and a filter over
+/// a large event take.
+pub const EVALUATE_LIMITS: Limits = Limits { fuel: 500_000_000, timeout_ms: 10_000, memory_bytes: 128 << 20 };
+/// Bytes of such an expression. What is longer is a workflow.
+pub const EXPRESSION_BYTES_MAX: usize = 16 << 10;
 /// Problems of an input that are passed on.
 pub const INPUT_PROBLEMS_MAX: usize = 20;
 

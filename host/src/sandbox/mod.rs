@@ -10,13 +10,14 @@
 //! Read on: [`engine`] (what wasm is allowed to be), [`compile`] (a process of its own), [`code`] (the cache of
 //! compiled code), [`upload`] (what a component must look like), [`imports`] (what a guest can ask for),
 //! [`attempt`] (one attempt), [`replay`] (what it did before, told to it again), [`random`] (its random bytes),
-//! [`end`] (every way it can end), [`graph`] (components that hold a compiled graph).
+//! [`evaluate`] (expressions that belong to no graph), [`end`] (every way it can end), [`graph`] (components that hold a compiled graph).
 
 mod attempt;
 mod code;
 pub mod compile;
 mod end;
 mod engine;
+mod evaluate;
 mod generated;
 mod graph;
 mod imports;
@@ -42,6 +43,7 @@ use stepwell_outbound::{Completion, HttpError, HttpRequest, HttpResponse, LlmErr
 use tokio::runtime::{Handle, Runtime};
 
 pub use self::code::CodeError;
+pub use self::evaluate::EvaluateError;
 pub use self::graph::CompiledGraph;
 pub use self::replay::Recorded;
 pub(crate) use self::replay::sha256;

@@ -8,7 +8,7 @@ use crate::bindings::stepwell::workflow::graph::Graph;
 use crate::bindings::stepwell::workflow::types::{Failure, Outcome, StepContext};
 use crate::bindings::stepwell::workflow::{children, http, llm, publish, wait};
 use crate::step::Outside;
-use crate::{describe, failure, specialize, step};
+use crate::{describe, evaluate, specialize, step};
 
 struct Nodes;
 
@@ -37,9 +37,10 @@ impl Guest for Nodes {
     }
 
     fn run_step(ctx: StepContext, inputs: Vec<(String, String)>) -> Result<Outcome, Failure> {
-        let program = specialize::program();
-        let program = program.ok_or_else(|| failure::permanent("no_program", "this component was not specialised"))?;
-        step::run(program, &Imports, &ctx, &inputs)
+        match specialize::program() {
+            Some(program) => step::run(program, &Imports, &ctx, &inputs),
+            None => evaluate::run(&inputs),
+        }
     }
 }
 

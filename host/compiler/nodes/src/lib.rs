@@ -26,6 +26,7 @@
 mod bindings;
 mod context;
 mod describe;
+mod evaluate;
 mod failure;
 mod jq;
 mod json;
