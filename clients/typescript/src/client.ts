@@ -42,7 +42,7 @@ export interface RerunOptions {
 }
 
 /** A stream token. */
-export type StreamToken = components["schemas"]["StreamTokenBody"];
+export type StreamToken = components["schemas"]["TokenBody"];
 
 const part = encodeURIComponent;
 

@@ -70,7 +70,8 @@ async function* follow<E>(
   let retryMs = RETRY_MS;
   let failures = 0;
   let token = await credential(target, "first");
-  while (signal?.aborted !== true) {
+  const isOver = (): boolean => signal?.aborted === true;
+  while (!isOver()) {
     const connection = new AbortController();
     const stop = (): void => connection.abort();
     signal?.addEventListener("abort", stop, { once: true });
@@ -100,7 +101,7 @@ async function* follow<E>(
       // Whoever leaves the loop leaves the connection.
       connection.abort();
     }
-    if (signal?.aborted === true) return;
+    if (isOver()) return;
     options.onConnection?.(error === undefined ? { connected: false } : { connected: false, error });
     const backoff = Math.min(retryMs * 2 ** Math.min(failures++, 10), options.backoffMaxMs ?? BACKOFF_MAX_MS);
     // Half of it at random, so that all who were cut off at once do not come back at once.
