@@ -8,6 +8,8 @@ export interface StepView {
   readonly attempt: number;
   /** What a suspended step waits for. */
   readonly waitsFor?: WaitReason;
+  /** The signal that it waits for. */
+  readonly signal?: string;
 }
 
 /** An update that counts. */
@@ -71,7 +73,7 @@ function see(next: Draft, event: RunEvent): void {
   const step = (changes: Partial<StepView> & Pick<StepView, "status">): void => {
     const name = stepName(event);
     const before = next.steps.get(name);
-    const { waitsFor: _, ...rest } = before ?? { node: event.node ?? "", items: event.items ?? [], attempt: 0 };
+    const { waitsFor: _, signal: __, ...rest } = before ?? { node: event.node ?? "", items: event.items ?? [], attempt: 0 };
     next.steps.set(name, { ...rest, ...changes });
   };
   switch (event.kind) {
@@ -109,7 +111,11 @@ function see(next: Draft, event: RunEvent): void {
       step({ status: "running" });
       break;
     case "step.suspended":
-      step({ status: "suspended", waitsFor: event.reason as WaitReason });
+      step({
+        status: "suspended",
+        waitsFor: event.reason as WaitReason,
+        ...(typeof event["signal"] === "string" ? { signal: event["signal"] } : {}),
+      });
       break;
     case "step.completed":
     case "step.taken_over":

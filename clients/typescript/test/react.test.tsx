@@ -77,4 +77,46 @@ describe("useRun", () => {
     expect(page.text()).toBe("99 completed  over");
     page.unmount();
   });
+
+  it("is one subscription for all components that show a run, and tells what has ended it", async () => {
+    const refusal = new Error("gone");
+    let subscriptions = 0;
+    let refuse = (): void => undefined;
+    const source: Source = {
+      async *subscribe() {
+        subscriptions += 1;
+        await new Promise<void>((_, no) => (refuse = () => no(refusal)));
+        yield { seq: 1, at: "", kind: "run.queued" };
+      },
+    };
+    const pages = [mounted(source, "r3"), mounted(source, "r3")];
+    await act(async () => {
+      refuse();
+      await vi.waitUntil(() => RunStore.of(source, "r3").get().error !== undefined, { interval: 1 });
+    });
+    expect([subscriptions, RunStore.of(source, "r3").get().error]).toEqual([1, refusal]);
+    expect(pages.map((page) => page.text())).toEqual(["0 queued  on", "0 queued  on"]);
+    for (const page of pages) page.unmount();
+  });
+
+  it("draws a flood of events in few frames, and ends with the last of them", async () => {
+    const count = 5_000;
+    const source: Source = {
+      async *subscribe() {
+        for (let seq = 1; seq < count; seq += 1) {
+          yield { seq, at: "", kind: "step.update", node: "a", attempt: 1, topic: "t", payload: { delta: "x" } };
+        }
+        yield { seq: count, at: "", kind: "run.completed", output: null };
+      },
+    };
+    const page = mounted(source, "r4");
+    let told = 0;
+    const store = RunStore.of(source, "r4");
+    const stop = store.listen(() => (told += 1));
+    await act(() => vi.waitUntil(() => store.get().view.endedAt !== undefined, { interval: 1 }));
+    stop();
+    expect([page.text(), store.get().view.updates.length]).toEqual([`${count} completed  over`, count - 1]);
+    expect(told).toBeLessThan(count / 10);
+    page.unmount();
+  });
 });
