@@ -44,6 +44,15 @@ export interface RerunOptions {
 /** A stream token. */
 export type StreamToken = components["schemas"]["TokenBody"];
 
+/** A workflow, and its latest version. */
+export type Workflow = components["schemas"]["WorkflowBody"];
+
+/** A version of a workflow. */
+export type WorkflowVersion = components["schemas"]["VersionBody"];
+
+/** A step of a run. */
+export type Step = components["schemas"]["StepBody"];
+
 const part = encodeURIComponent;
 
 /** The API of a Stepwell server. */
@@ -73,9 +82,22 @@ export class Stepwell {
 
   /** Runs, newest first. */
   runs(filter: { workflow?: string; status?: RunStatus; correlation?: string; cursor?: string; limit?: number } = {}): Promise<Page<Run>> {
-    const query = new URLSearchParams();
-    for (const [name, value] of Object.entries(filter)) if (value !== undefined) query.set(name, String(value));
-    return this.request("GET", query.size > 0 ? `/v1/runs?${query}` : "/v1/runs");
+    return this.request("GET", `/v1/runs${queryOf(filter)}`);
+  }
+
+  /** The steps of a run. */
+  steps(id: string, page: { cursor?: string; limit?: number } = {}): Promise<Page<Step>> {
+    return this.request("GET", `/v1/runs/${part(id)}/steps${queryOf(page)}`);
+  }
+
+  /** The workflows that can be started. */
+  workflows(page: { cursor?: string; limit?: number } = {}): Promise<Page<Workflow>> {
+    return this.request("GET", `/v1/workflows${queryOf(page)}`);
+  }
+
+  /** The versions of a workflow. */
+  versions(workflow: string, page: { cursor?: string; limit?: number } = {}): Promise<Page<WorkflowVersion>> {
+    return this.request("GET", `/v1/workflows/${part(workflow)}/versions${queryOf(page)}`);
   }
 
   /** Cancels a run. */
@@ -112,13 +134,9 @@ export class Stepwell {
 
   /** A page of a run's events. */
   events(id: string, options: { after?: number; limit?: number; topics?: readonly string[]; kinds?: readonly string[]; waitSeconds?: number } = {}): Promise<Page<RunEvent>> {
-    const query = new URLSearchParams();
-    if (options.after !== undefined) query.set("after", String(options.after));
-    if (options.limit !== undefined) query.set("limit", String(options.limit));
-    if (options.topics !== undefined) query.set("topics", options.topics.join(","));
-    if (options.kinds !== undefined) query.set("kinds", options.kinds.join(","));
-    if (options.waitSeconds !== undefined) query.set("wait", String(options.waitSeconds));
-    return this.request("GET", `/v1/runs/${part(id)}/events${query.size > 0 ? `?${query}` : ""}`);
+    const { after, limit, topics, kinds, waitSeconds: wait } = options;
+    const query = queryOf({ after, limit, topics: topics?.join(","), kinds: kinds?.join(","), wait });
+    return this.request("GET", `/v1/runs/${part(id)}/events${query}`);
   }
 
   /** A token that opens the events of a run, for a page. */
@@ -163,6 +181,13 @@ export class Stepwell {
     if (!response.ok) throw await errorOf(response);
     return (response.status === 204 ? undefined : await response.json()) as T;
   }
+}
+
+/** `?…`, or nothing. */
+function queryOf(values: Readonly<Record<string, string | number | undefined>>): string {
+  const query = new URLSearchParams();
+  for (const [name, value] of Object.entries(values)) if (value !== undefined) query.set(name, String(value));
+  return query.size > 0 ? `?${query}` : "";
 }
 
 function tokenBody(options: { topics?: readonly string[]; ttlSeconds?: number }): Json {

@@ -11,6 +11,8 @@ export class StepwellError extends Error {
     detail: string,
     /** Everything that came with it, such as `problems` or `first_seq`. */
     readonly problem: Readonly<Record<string, unknown>>,
+    /** How long the server wants to be left alone, in milliseconds (`Retry-After`). */
+    readonly retryAfterMs?: number,
   ) {
     super(detail);
   }
@@ -36,5 +38,7 @@ export async function errorOf(response: Response): Promise<StepwellError> {
     return typeof value === "string" ? value : undefined;
   };
   const code = word("code") ?? "http_" + response.status;
-  return new StepwellError(response.status, code, word("detail") ?? `HTTP ${response.status}`, problem);
+  const seconds = Number(response.headers.get("retry-after") ?? Number.NaN);
+  const retryAfterMs = Number.isFinite(seconds) && seconds >= 0 ? seconds * 1_000 : undefined;
+  return new StepwellError(response.status, code, word("detail") ?? `HTTP ${response.status}`, problem, retryAfterMs);
 }

@@ -1,6 +1,6 @@
 import type { RunEvent } from "./events.js";
 import type { SubscribeOptions } from "./subscribe.js";
-import { emptyView, hasEnded, type RunView, seeEvent } from "./view.js";
+import { emptyView, hasEnded, type RunView, seeEvents } from "./view.js";
 
 /** What follows a run: a client, or anything like it. */
 export interface Source {
@@ -18,6 +18,9 @@ export interface Snapshot {
 /** How long a subscription outlives its last listener. Long enough for a page that mounts a component again. */
 const LINGER_MS = 5_000;
 
+/** Listeners are told this often at most: a page draws no faster, and a step can publish thousands of updates a second. */
+const FRAME_MS = 16;
+
 const nothing: Snapshot = { view: emptyView, connected: false };
 const stores = new WeakMap<Source, Map<string, RunStore>>();
 
@@ -30,11 +33,14 @@ export class RunStore {
   private readonly listeners = new Set<() => void>();
   private following: AbortController | undefined;
   private lingering: ReturnType<typeof setTimeout> | undefined;
+  private seen: RunEvent[] = [];
+  private toldAt = 0;
+  private telling: ReturnType<typeof setTimeout> | undefined;
 
   private constructor(
     private readonly source: Source,
     private readonly id: string,
-    private readonly forget: () => void,
+    private readonly runs: Map<string, RunStore>,
   ) {}
 
   /** The store of a run. The same source and id have the same one. */
@@ -43,9 +49,10 @@ export class RunStore {
     if (runs === undefined) stores.set(source, (runs = new Map()));
     let store = runs.get(id);
     if (store === undefined) {
-      const all = runs;
-      store = new RunStore(source, id, () => all.delete(id));
+      store = new RunStore(source, id, runs);
       runs.set(id, store);
+      // A server renders and never listens.
+      store.linger();
     }
     return store;
   }
@@ -55,38 +62,65 @@ export class RunStore {
   readonly listen = (listener: () => void): (() => void) => {
     this.listeners.add(listener);
     clearTimeout(this.lingering);
+    // It may have been away for long, in a part of the page that was hidden.
+    if (!this.runs.has(this.id)) this.runs.set(this.id, this);
     if (this.following === undefined && !hasEnded(this.snapshot.view)) void this.follow();
     return () => {
       this.listeners.delete(listener);
-      if (this.listeners.size > 0) return;
-      clearTimeout(this.lingering);
-      this.lingering = setTimeout(() => {
-        this.following?.abort();
-        this.following = undefined;
-        this.forget();
-      }, LINGER_MS);
+      if (this.listeners.size === 0) this.linger();
     };
   };
+
+  private linger(): void {
+    clearTimeout(this.lingering);
+    this.lingering = setTimeout(() => {
+      this.following?.abort();
+      this.following = undefined;
+      if (this.runs.get(this.id) === this) this.runs.delete(this.id);
+    }, LINGER_MS);
+    // In Node.js, nothing stays awake for it.
+    if (typeof this.lingering === "object") this.lingering.unref?.();
+  }
 
   private set(change: Partial<Snapshot>): void {
     this.snapshot = { ...this.snapshot, ...change };
     for (const listener of this.listeners) listener();
   }
 
+  private see(event: RunEvent): void {
+    this.seen.push(event);
+    if (this.telling !== undefined) return;
+    this.telling = setTimeout(() => this.tell(), Math.max(0, this.toldAt + FRAME_MS - Date.now()));
+  }
+
+  private tell(): void {
+    clearTimeout(this.telling);
+    this.telling = undefined;
+    this.toldAt = Date.now();
+    const view = seeEvents(this.snapshot.view, this.seen.splice(0));
+    if (view !== this.snapshot.view) this.set({ view });
+  }
+
   private async follow(): Promise<void> {
     const following = (this.following = new AbortController());
+    if (this.snapshot.error !== undefined) this.set({ error: undefined });
+    let end: Partial<Snapshot> = {};
     try {
       const events = this.source.subscribe(this.id, {
         after: this.snapshot.view.seq,
         signal: following.signal,
-        onConnection: ({ connected }) => this.set({ connected }),
+        onConnection: ({ connected }) => {
+          if (this.following === following) this.set({ connected });
+        },
       });
-      for await (const event of events) this.set({ view: seeEvent(this.snapshot.view, event) });
-      this.set({ connected: false });
+      for await (const event of events) this.see(event);
     } catch (error) {
-      this.set({ connected: false, error });
-    } finally {
-      if (this.following === following) this.following = undefined;
+      end = { error };
     }
+    this.tell();
+    // Another one may follow by now.
+    if (this.following !== following && this.following !== undefined) return;
+    this.following = undefined;
+    this.set({ ...end, connected: false });
   }
 }

@@ -2,7 +2,10 @@ import { errorOf, StepwellError } from "./errors.js";
 import { type ChannelEvent, isTerminal, type RunEvent } from "./events.js";
 import { FrameParser } from "./sse.js";
 
-/** What opens a stream: the text of a token or key, or something that gets one, again and again as the old one expires. */
+/**
+ * What opens a stream: the text of a token or key, or something that gets one, again as the old one expires. What it throws
+ * ends the stream, unless it is the network's (`TypeError`) or a server's that is busy.
+ */
 export type Credential = string | ((why: "first" | "expired") => string | Promise<string>);
 
 /** How to follow. */
@@ -40,6 +43,10 @@ export interface StreamTarget {
 const RETRY_MS = 1_000;
 const SILENCE_MS = 45_000;
 const BACKOFF_MAX_MS = 15_000;
+/** After so many attempts in a row without an answer a new token is asked for. */
+const UNANSWERED = 3;
+/** So many new tokens in a row that are refused are enough to know that the next will be too. */
+const STALE_TOKENS = 3;
 
 type Position<E> = (event: E) => number;
 
@@ -68,8 +75,13 @@ async function* follow<E>(
   const { signal } = options;
   let last = options.after ?? 0;
   let retryMs = RETRY_MS;
+  // Attempts since something was heard, and those of them that got no answer at all.
   let failures = 0;
-  let token = await credential(target, "first");
+  let unanswered = 0;
+  // New tokens that were refused too.
+  let stale = 0;
+  let token: string | undefined;
+  let why: "first" | "expired" = "first";
   const isOver = (): boolean => signal?.aborted === true;
   while (!isOver()) {
     const connection = new AbortController();
@@ -77,24 +89,30 @@ async function* follow<E>(
     signal?.addEventListener("abort", stop, { once: true });
     let error: unknown;
     try {
-      const before = last;
-      for await (const event of connect<E>(target, token, last, options, connection, (ms) => (retryMs = ms))) {
+      token ??= await credential(target, why);
+      const heard = (): void => {
+        failures = 0;
+        unanswered = 0;
+        stale = 0;
+      };
+      for await (const event of connect<E>(target, token, last, options, connection, heard, (ms) => (retryMs = ms))) {
         // The server repeats nothing; a proxy that does must not be able to.
         if (position(event) <= last) continue;
         last = position(event);
-        failures = 0;
         yield event;
         if (isLast(event)) return;
       }
-      if (last > before) failures = 0;
     } catch (caught) {
       error = caught;
       if (caught instanceof NothingFollows) return;
+      if (caught instanceof Refused) throw caught.cause;
       if (caught instanceof StepwellError && !caught.isTransient) {
-        if (caught.code !== "expired_token" || typeof target.credential === "string") throw caught;
-        token = await credential(target, "expired");
+        if (!isStale(caught) || typeof target.credential === "string" || stale >= STALE_TOKENS) throw caught;
+        [token, why] = [undefined, "expired"];
         // A new token is tried at once, but not again and again.
-        if (failures++ === 0) continue;
+        if (stale++ === 0) continue;
+      } else if (!(caught instanceof StepwellError)) {
+        unanswered += 1;
       }
     } finally {
       signal?.removeEventListener("abort", stop);
@@ -102,15 +120,26 @@ async function* follow<E>(
       connection.abort();
     }
     if (isOver()) return;
+    // In a page of another origin, a token whose key was replaced looks like a network that is not there.
+    if (unanswered >= UNANSWERED && typeof target.credential !== "string") [token, why, unanswered] = [undefined, "expired", 0];
     options.onConnection?.(error === undefined ? { connected: false } : { connected: false, error });
     const backoff = Math.min(retryMs * 2 ** Math.min(failures++, 10), options.backoffMaxMs ?? BACKOFF_MAX_MS);
+    const asked = error instanceof StepwellError ? (error.retryAfterMs ?? 0) : 0;
     // Half of it at random, so that all who were cut off at once do not come back at once.
-    await sleep(backoff * (0.5 + Math.random() / 2), signal);
+    await pause(Math.max(backoff * (0.5 + Math.random() / 2), asked), signal);
   }
+}
+
+/** Whether a new token can be the answer. */
+function isStale(error: StepwellError): boolean {
+  return error.code === "expired_token" || error.code === "invalid_token";
 }
 
 /** The run has ended, and everything up to its end was seen before. */
 class NothingFollows extends Error {}
+
+/** Whoever gives tokens says no, which is `cause`. */
+class Refused extends Error {}
 
 async function* connect<E>(
   target: StreamTarget,
@@ -118,6 +147,7 @@ async function* connect<E>(
   after: number,
   options: SubscribeOptions,
   connection: AbortController,
+  onHeard: () => void,
   onRetry: (ms: number) => void,
 ): AsyncGenerator<E, void, undefined> {
   const query = new URLSearchParams();
@@ -138,14 +168,19 @@ async function* connect<E>(
     });
     if (response.status === 204) throw new NothingFollows();
     if (!response.ok) throw await errorOf(response);
-    if (response.body === null) throw new TypeError("the answer has no body");
+    const type = response.headers.get("content-type") ?? "";
+    // Such as the page on which a hotel wants its guests to log in.
+    if (response.body === null || !type.startsWith("text/event-stream")) throw new TypeError(`the answer is ${type || "nothing"}, not a stream`);
     options.onConnection?.({ connected: true });
     const parser = new FrameParser();
     const reader = response.body.getReader();
     for (;;) {
+      silent.listen();
       const { done, value } = await reader.read();
+      // The silence of whoever takes the events is not the connection's.
+      silent.stop();
       if (done) return; // cut, or the server stops: the run's end is an event
-      silent.heard();
+      onHeard();
       for (const frame of parser.push(value)) {
         if (frame.retry !== undefined) onRetry(frame.retry);
         if (frame.data !== undefined) yield JSON.parse(frame.data) as E;
@@ -156,12 +191,12 @@ async function* connect<E>(
   }
 }
 
-/** Cuts a connection on which nothing is heard. */
-function watchdog(ms: number, connection: AbortController): { heard(): void; stop(): void } {
+/** Cuts a connection on which nothing is heard while it is listened to. */
+function watchdog(ms: number, connection: AbortController): { listen(): void; stop(): void } {
   const bark = (): void => connection.abort(new Error(`nothing was heard for ${ms} ms`));
   let timer = setTimeout(bark, ms);
   return {
-    heard() {
+    listen() {
       clearTimeout(timer);
       timer = setTimeout(bark, ms);
     },
@@ -169,18 +204,30 @@ function watchdog(ms: number, connection: AbortController): { heard(): void; sto
   };
 }
 
+/** The token. One that cannot be got because the network is away is asked for again; a refusal, or a mistake, is final. */
 async function credential(target: StreamTarget, why: "first" | "expired"): Promise<string> {
-  return typeof target.credential === "string" ? target.credential : target.credential(why);
+  if (typeof target.credential === "string") return target.credential;
+  try {
+    return await target.credential(why);
+  } catch (error) {
+    // `fetch` says TypeError when there is no network.
+    const passes = error instanceof TypeError || (error instanceof StepwellError && error.isTransient);
+    throw passes ? error : new Refused("no token", { cause: error });
+  }
 }
 
-function sleep(ms: number, signal?: AbortSignal): Promise<void> {
+/** Waits, but not longer than until the browser says that the network is back. */
+function pause(ms: number, signal?: AbortSignal): Promise<void> {
   return new Promise((resolve) => {
+    const network = globalThis as Partial<Pick<EventTarget, "addEventListener" | "removeEventListener">>;
     const done = (): void => {
       clearTimeout(timer);
       signal?.removeEventListener("abort", done);
+      network.removeEventListener?.("online", done);
       resolve();
     };
     const timer = setTimeout(done, ms);
     signal?.addEventListener("abort", done, { once: true });
+    network.addEventListener?.("online", done);
   });
 }

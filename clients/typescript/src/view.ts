@@ -8,6 +8,8 @@ export interface StepView {
   readonly attempt: number;
   /** What a suspended step waits for. */
   readonly waitsFor?: WaitReason;
+  /** The signal that it waits for. */
+  readonly signal?: string;
 }
 
 /** An update that counts. */
@@ -49,13 +51,30 @@ export function stepName(event: Pick<RunEvent, "node" | "items">): string {
 
 /** Takes in the next event. One that was seen before changes nothing. */
 export function seeEvent(view: RunView, event: RunEvent): RunView {
-  if (event.seq <= view.seq) return view;
-  const next: { -readonly [K in keyof RunView]: RunView[K] } = { ...view, seq: event.seq };
+  return seeEvents(view, [event]);
+}
+
+/** Takes in the next events, for the price of one new view: use it where many come at once. */
+export function seeEvents(view: RunView, events: Iterable<RunEvent>): RunView {
+  let next: Draft | undefined;
+  for (const event of events) {
+    if (event.seq <= (next ?? view).seq) continue;
+    next ??= { ...view, steps: new Map(view.steps), updates: [...view.updates] };
+    see(next, event);
+  }
+  return next ?? view;
+}
+
+/** A view that nobody has seen yet. */
+type Draft = { -readonly [K in keyof RunView]: RunView[K] } & { steps: Map<string, StepView>; updates: Update[] };
+
+function see(next: Draft, event: RunEvent): void {
+  next.seq = event.seq;
   const step = (changes: Partial<StepView> & Pick<StepView, "status">): void => {
     const name = stepName(event);
-    const before = view.steps.get(name);
-    const { waitsFor: _, ...rest } = before ?? { node: event.node ?? "", items: event.items ?? [], attempt: 0 };
-    next.steps = new Map(view.steps).set(name, { ...rest, ...changes });
+    const before = next.steps.get(name);
+    const { waitsFor: _, signal: __, ...rest } = before ?? { node: event.node ?? "", items: event.items ?? [], attempt: 0 };
+    next.steps.set(name, { ...rest, ...changes });
   };
   switch (event.kind) {
     case "run.started":
@@ -92,7 +111,11 @@ export function seeEvent(view: RunView, event: RunEvent): RunView {
       step({ status: "running" });
       break;
     case "step.suspended":
-      step({ status: "suspended", waitsFor: event.reason as WaitReason });
+      step({
+        status: "suspended",
+        waitsFor: event.reason as WaitReason,
+        ...(typeof event["signal"] === "string" ? { signal: event["signal"] } : {}),
+      });
       break;
     case "step.completed":
     case "step.taken_over":
@@ -108,25 +131,22 @@ export function seeEvent(view: RunView, event: RunEvent): RunView {
       step({ status: "cancelled" });
       break;
     case "step.update":
-      next.updates = [
-        ...view.updates,
-        {
-          seq: event.seq,
-          at: event.at,
-          node: event.node ?? "",
-          items: event.items ?? [],
-          attempt: event.attempt ?? 1,
-          topic: event.topic ?? "",
-          payload: event.payload ?? null,
-        },
-      ];
+      next.updates.push({
+        seq: event.seq,
+        at: event.at,
+        node: event.node ?? "",
+        items: event.items ?? [],
+        attempt: event.attempt ?? 1,
+        topic: event.topic ?? "",
+        payload: event.payload ?? null,
+      });
       break;
     case "step.rolled_back": {
       const name = stepName(event);
       const [first, last] = [event.first_seq ?? 0, event.last_seq ?? 0];
       const counts = (update: Update): boolean =>
         stepName(update) !== name || update.seq < first || update.seq > last;
-      next.updates = view.updates.filter(counts);
+      next.updates = next.updates.filter(counts);
       break;
     }
   }
@@ -135,7 +155,6 @@ export function seeEvent(view: RunView, event: RunEvent): RunView {
     delete next.waitsUntil;
     next.endedAt = event.at;
   }
-  return next;
 }
 
 /** Whether the run has ended. A suspended run has not, whatever it waits for. */

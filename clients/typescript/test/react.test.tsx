@@ -1,7 +1,7 @@
 // @vitest-environment jsdom
 import { act, createElement, StrictMode } from "react";
 import { createRoot } from "react-dom/client";
-import { describe, expect, it } from "vitest";
+import { describe, expect, it, vi } from "vitest";
 
 import { type RunEvent, RunStore, type Source } from "../src/index.js";
 import { useRun } from "../src/react.js";
@@ -27,10 +27,11 @@ class Scripted implements Source {
     }
   }
 
-  async tell(event: Partial<RunEvent> & { seq: number; kind: string }): Promise<void> {
+  /** Sends an event, and waits until those who follow have been told. */
+  async tell(id: string, event: Partial<RunEvent> & { seq: number; kind: string }): Promise<void> {
     await act(async () => {
       this.send?.({ at: "", ...event });
-      await Promise.resolve();
+      await vi.waitUntil(() => RunStore.of(this, id).get().view.seq === event.seq, { interval: 1 });
     });
   }
 }
@@ -51,12 +52,12 @@ describe("useRun", () => {
   it("keeps one subscription through re-mounts and a double mount", async () => {
     const source = new Scripted();
     const first = mounted(source, "r1");
-    await source.tell({ seq: 1, kind: "run.queued" });
+    await source.tell("r1", { seq: 1, kind: "run.queued" });
     first.unmount();
-    await source.tell({ seq: 2, kind: "run.started" });
+    await source.tell("r1", { seq: 2, kind: "run.started" });
     const second = mounted(source, "r1");
     expect(second.text()).toBe("2 running  on");
-    await source.tell({ seq: 3, kind: "run.suspended", reason: "timer" });
+    await source.tell("r1", { seq: 3, kind: "run.suspended", reason: "timer" });
     expect([second.text(), source.subscriptions, source.begun]).toEqual(["3 suspended timer on", 1, [0]]);
     second.unmount();
   });
@@ -65,15 +66,57 @@ describe("useRun", () => {
   it("does not take an inner wait for an end", async () => {
     const source = new Scripted();
     const page = mounted(source, "r2");
-    await source.tell({ seq: 1, kind: "run.started" });
+    await source.tell("r2", { seq: 1, kind: "run.started" });
     for (const reason of ["timer", "child", "retry"]) {
-      await source.tell({ seq: RunStore.of(source, "r2").get().view.seq + 1, kind: "run.suspended", reason });
+      await source.tell("r2", { seq: RunStore.of(source, "r2").get().view.seq + 1, kind: "run.suspended", reason });
       expect(page.text()).toMatch(new RegExp(`suspended ${reason} on`));
-      await source.tell({ seq: RunStore.of(source, "r2").get().view.seq + 1, kind: "run.resumed" });
+      await source.tell("r2", { seq: RunStore.of(source, "r2").get().view.seq + 1, kind: "run.resumed" });
       expect(page.text()).toMatch(/running {2}on/);
     }
-    await source.tell({ seq: 99, kind: "run.completed", output: 1 });
+    await source.tell("r2", { seq: 99, kind: "run.completed", output: 1 });
     expect(page.text()).toBe("99 completed  over");
+    page.unmount();
+  });
+
+  it("is one subscription for all components that show a run, and tells what has ended it", async () => {
+    const refusal = new Error("gone");
+    let subscriptions = 0;
+    let refuse = (): void => undefined;
+    const source: Source = {
+      async *subscribe() {
+        subscriptions += 1;
+        await new Promise<void>((_, no) => (refuse = () => no(refusal)));
+        yield { seq: 1, at: "", kind: "run.queued" };
+      },
+    };
+    const pages = [mounted(source, "r3"), mounted(source, "r3")];
+    await act(async () => {
+      refuse();
+      await vi.waitUntil(() => RunStore.of(source, "r3").get().error !== undefined, { interval: 1 });
+    });
+    expect([subscriptions, RunStore.of(source, "r3").get().error]).toEqual([1, refusal]);
+    expect(pages.map((page) => page.text())).toEqual(["0 queued  on", "0 queued  on"]);
+    for (const page of pages) page.unmount();
+  });
+
+  it("draws a flood of events in few frames, and ends with the last of them", async () => {
+    const count = 5_000;
+    const source: Source = {
+      async *subscribe() {
+        for (let seq = 1; seq < count; seq += 1) {
+          yield { seq, at: "", kind: "step.update", node: "a", attempt: 1, topic: "t", payload: { delta: "x" } };
+        }
+        yield { seq: count, at: "", kind: "run.completed", output: null };
+      },
+    };
+    const page = mounted(source, "r4");
+    let told = 0;
+    const store = RunStore.of(source, "r4");
+    const stop = store.listen(() => (told += 1));
+    await act(() => vi.waitUntil(() => store.get().view.endedAt !== undefined, { interval: 1 }));
+    stop();
+    expect([page.text(), store.get().view.updates.length]).toEqual([`${count} completed  over`, count - 1]);
+    expect(told).toBeLessThan(count / 10);
     page.unmount();
   });
 });

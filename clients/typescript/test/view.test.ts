@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
 
-import { emptyView, hasEnded, type RunEvent, type RunView, seeEvent, textOf, waitsForPerson } from "../src/index.js";
+import { emptyView, hasEnded, type RunEvent, type RunView, seeEvent, seeEvents, textOf, waitsForPerson } from "../src/index.js";
 
 function view(...events: (Partial<RunEvent> & { kind: string })[]): RunView {
   return events.reduce<RunView>(
@@ -59,8 +59,32 @@ describe("a run's view", () => {
       { kind: "step.suspended", node: "a", reason: "retry" },
     );
     expect(run.steps.get("a")).toMatchObject({ status: "suspended", attempt: 1, waitsFor: "retry" });
+    const asks = seeEvent(run, { seq: 4, at: "", kind: "step.suspended", node: "b", reason: "signal", signal: "go" });
+    expect(asks.steps.get("b")).toMatchObject({ status: "suspended", waitsFor: "signal", signal: "go" });
     const again = [{ kind: "step.resumed", node: "a" }, { kind: "step.started", node: "a", attempt: 2 }];
     const later = again.reduce((run, event) => seeEvent(run, { seq: run.seq + 1, at: "", ...event }), run);
     expect(later.steps.get("a")).toEqual({ node: "a", items: [], status: "running", attempt: 2 });
+  });
+
+  it("comes to the same by many events at once as by one after the other, and changes no view that was given out", () => {
+    const kinds = [
+      { kind: "run.queued" },
+      { kind: "step.started", node: "a", attempt: 1 },
+      update("a", "1"),
+      update("b", "2"),
+      { kind: "step.failed", node: "a", attempt: 1, will_retry: true },
+      { kind: "step.rolled_back", node: "a", attempt: 1, first_seq: 3, last_seq: 3 },
+      { kind: "run.suspended", reason: "retry" },
+      { kind: "run.completed", output: 1 },
+    ];
+    const events = kinds.map((event, index): RunEvent => ({ seq: index + 1, at: "2026-01-01T00:00:00.000Z", ...event }));
+    const whole = events.reduce(seeEvent, emptyView);
+    for (let cut = 0; cut <= events.length; cut += 1) {
+      const first = seeEvents(emptyView, events.slice(0, cut));
+      const kept = structuredClone(first);
+      expect(seeEvents(first, events)).toEqual(whole);
+      expect(first).toEqual(kept);
+    }
+    expect(emptyView).toEqual({ seq: 0, status: "queued", steps: new Map(), updates: [] });
   });
 });

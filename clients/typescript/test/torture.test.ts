@@ -1,0 +1,177 @@
+import { createServer, type IncomingMessage, type Server as HttpServer, type ServerResponse } from "node:http";
+import type { AddressInfo } from "node:net";
+import { afterEach, describe, expect, it } from "vitest";
+
+import { type Credential, type RunEvent, Stepwell, type SubscribeOptions } from "../src/index.js";
+
+// What a real server does not do, and what stands between it and a client does.
+
+type Answer = (answer: ServerResponse, request: IncomingMessage) => void;
+
+let server: HttpServer | undefined;
+afterEach(() => {
+  server?.closeAllConnections();
+  server?.close();
+});
+
+/** A server that answers the first request with the first answer, and so on; the last one is for all that follow. */
+async function scripted(...answers: Answer[]): Promise<{ url: string; asked: IncomingMessage[]; at: number[] }> {
+  const asked: IncomingMessage[] = [];
+  const at: number[] = [];
+  const listening = (server = createServer((request, answer) => {
+    at.push(performance.now());
+    asked.push(request);
+    answers[Math.min(asked.length, answers.length) - 1]?.(answer, request);
+  }));
+  await new Promise<void>((done) => listening.listen(0, "127.0.0.1", done));
+  return { url: `http://127.0.0.1:${(listening.address() as AddressInfo).port}`, asked, at };
+}
+
+const text = "größer 😀 水";
+const event = (seq: number, more: Record<string, unknown> = {}): RunEvent => ({
+  seq,
+  at: "2026-01-01T00:00:00.000Z",
+  kind: "step.update",
+  node: "a",
+  attempt: 1,
+  topic: "text",
+  payload: { delta: text },
+  ...more,
+});
+const end = (seq: number): RunEvent => ({ seq, at: "2026-01-01T00:00:00.000Z", kind: "run.completed", output: null });
+const frame = (event: RunEvent): string => `id: ${event.seq}\nevent: ${event.kind}\ndata: ${JSON.stringify(event)}\n\n`;
+const stream = (answer: ServerResponse): ServerResponse => answer.writeHead(200, { "content-type": "text/event-stream" });
+const says = (...events: RunEvent[]): Answer => (answer) => void stream(answer).end("retry: 1\n\n" + events.map(frame).join(""));
+const refuses = (status: number, code: string, headers: Record<string, string> = {}): Answer => (answer) =>
+  void answer.writeHead(status, { "content-type": "application/problem+json", ...headers }).end(JSON.stringify({ code, detail: `${code}.` }));
+
+async function follow(url: string, credential: Credential = "k", options: SubscribeOptions = {}): Promise<RunEvent[]> {
+  const seen: RunEvent[] = [];
+  for await (const event of new Stepwell({ url, credential }).subscribe("r", { backoffMaxMs: 20, ...options })) seen.push(event);
+  return seen;
+}
+
+/** What a request asked to begin behind. */
+const after = (request: IncomingMessage | undefined): string | null => new URL(request?.url ?? "", "http://x").searchParams.get("after");
+
+describe("a subscription survives", () => {
+  it("a cut at any byte, in the middle of a character too", async () => {
+    const whole = Buffer.from([event(1), event(2), end(3)].map(frame).join(""));
+    const complete = (bytes: number): number => whole.subarray(0, bytes).toString("utf8").split("\n\n").length - 1;
+    for (let cut = 0; cut < whole.length; cut += 1) {
+      const { url, asked } = await scripted(
+        (answer) => void stream(answer).write("retry: 1\n\n", () => answer.write(whole.subarray(0, cut), () => answer.destroy())),
+        (answer, request) => says(...[event(1), event(2), end(3)].filter(({ seq }) => seq > Number(after(request))))(answer, request),
+      );
+      expect(await follow(url, "k", { backoffMaxMs: 1 }), `cut at byte ${cut}`).toEqual([event(1), event(2), end(3)]);
+      expect(Number(after(asked[1]))).toBe(complete(cut));
+      server?.close();
+    }
+  });
+
+  it("somebody who repeats what was said before", async () => {
+    const { url } = await scripted(says(event(1), event(2)), says(event(1), event(2), event(3)), says(event(2), event(3), end(4)));
+    expect((await follow(url)).map(({ seq }) => seq)).toEqual([1, 2, 3, 4]);
+  });
+
+  it("a page in the stream's place", async () => {
+    const portal: Answer = (answer) => void answer.writeHead(200, { "content-type": "text/html" }).end("<h1>Log in</h1>");
+    const states: boolean[] = [];
+    const { url } = await scripted(portal, says(event(1), end(2)));
+    expect(await follow(url, "k", { backoffMaxMs: 1, onConnection: ({ connected }) => states.push(connected) })).toHaveLength(2);
+    expect(states).toEqual([false, true]);
+  });
+
+  it("a server that is on its way up or down, and waits as long as it asks for", async () => {
+    const { url, asked, at } = await scripted(
+      refuses(503, "starting"), refuses(502, "bad_gateway"), refuses(429, "too_many_streams", { "retry-after": "1" }), says(event(1), end(2)),
+    );
+    expect(await follow(url)).toHaveLength(2);
+    expect(asked).toHaveLength(4);
+    expect((at[3] ?? 0) - (at[2] ?? 0)).toBeGreaterThanOrEqual(990);
+  });
+
+  it("an end that was seen before the connection was cut", async () => {
+    const { url } = await scripted((answer) => void answer.writeHead(204).end());
+    expect(await follow(url, "k", { after: 7 })).toEqual([]);
+  });
+
+  it("a subscriber that thinks for longer than a connection may be silent", async () => {
+    const { url, asked } = await scripted((answer) => {
+      stream(answer).write(frame(event(1)));
+      setTimeout(() => answer.end(frame(event(2)) + frame(end(3))), 20); // a piece of its own, read after the thinking
+    });
+    const seen: number[] = [];
+    for await (const { seq } of new Stepwell({ url, credential: "k" }).subscribe("r", { silenceMs: 60 })) {
+      seen.push(seq);
+      await new Promise((done) => setTimeout(done, 90)); // thinking is what is tested
+    }
+    expect([seen, asked.length]).toEqual([[1, 2, 3], 1]);
+  });
+});
+
+describe("a token", () => {
+  const expired = refuses(401, "expired_token");
+
+  it("is asked for again when its time is over, and the place is kept", async () => {
+    const { url, asked } = await scripted(says(event(1)), expired, says(event(2), end(3)));
+    const given: string[] = [];
+    const seen = await follow(url, (why) => `${given.push(why)}`);
+    expect(seen.map(({ seq }) => seq)).toEqual([1, 2, 3]);
+    expect(given).toEqual(["first", "expired"]);
+    expect(asked.map((request) => request.headers.authorization)).toEqual(["Bearer 1", "Bearer 1", "Bearer 2"]);
+    expect(after(asked[2])).toBe("1");
+  });
+
+  it("is asked for again when whoever gives them cannot be reached", async () => {
+    const { url } = await scripted(expired, says(event(1), end(2)));
+    let asked = 0;
+    const credential = async (): Promise<string> => {
+      asked += 1;
+      if (asked === 2 || asked === 3) throw new TypeError("fetch failed");
+      return `${asked}`;
+    };
+    expect(await follow(url, credential)).toHaveLength(2);
+    expect(asked).toBe(4);
+  });
+
+  it("is not asked for again by whom it was denied", async () => {
+    const { url, asked } = await scripted(says(end(1)));
+    const denied = new Error("not yours");
+    await expect(follow(url, () => Promise.reject(denied))).rejects.toBe(denied);
+    expect(asked).toHaveLength(0);
+  });
+
+  it("is given up when new ones are refused too", async () => {
+    const { url } = await scripted(expired);
+    let asked = 0;
+    await expect(follow(url, () => `${++asked}`)).rejects.toMatchObject({ status: 401, code: "expired_token" });
+    expect(asked).toBe(4);
+    await expect(follow(url, "fixed")).rejects.toMatchObject({ code: "expired_token" });
+  });
+
+  // In a page of another origin the answer to a token whose key was replaced belongs to nobody, and `fetch` sees no answer.
+  it("is asked for again when there is no answer for a while", async () => {
+    const { url } = await scripted((answer, request) =>
+      request.headers.authorization === "Bearer first" ? answer.destroy() : says(event(1), end(2))(answer, request),
+    );
+    expect(await follow(url, (why) => why)).toHaveLength(2);
+  });
+});
+
+it("what was deleted is an error that says where to go on", async () => {
+  const { url } = await scripted((answer) =>
+    void answer.writeHead(410, { "content-type": "application/problem+json" }).end(JSON.stringify({ code: "history_truncated", detail: "Gone.", first_seq: 40 })),
+  );
+  await expect(follow(url)).rejects.toMatchObject({ status: 410, code: "history_truncated", problem: { first_seq: 40 } });
+});
+
+it("a subscription that is left closes its connection", async () => {
+  let closed: Promise<void> | undefined;
+  const { url } = await scripted((answer) => {
+    closed = new Promise((done) => answer.on("close", done));
+    stream(answer).write(frame(event(1)));
+  });
+  for await (const _ of new Stepwell({ url, credential: "k" }).subscribe("r")) break;
+  await closed;
+});
