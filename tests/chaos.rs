@@ -58,7 +58,7 @@ impl Program {
         // Behind the last failure: what a failed attempt has taken is not given out again.
         for _ in 0..next(random) % 3 {
             let name = ["go", "stop"][(next(random) % 2) as usize];
-            let payload = json!({"n": program.signals.iter().filter(|(of, _)| *of == name).count()});
+            let payload = json!({"of": name, "n": program.signals.iter().filter(|(of, _)| *of == name).count()});
             let script = program.script.as_array_mut().unwrap();
             script.push(json!({"signal": {"name": name}}));
             script.push(json!({"publish": payload}));
@@ -95,7 +95,7 @@ impl Program {
                     expected.extend([Expected::Some, Expected::Child(child.expected)]);
                 }
                 _ => {
-                    script.push(json!({"publish": next(random) % 100}));
+                    script.push(json!({"publish": next(random)}));
                     expected.push(Expected::Some);
                 }
             }
@@ -198,7 +198,7 @@ async fn random_programs_come_to_what_their_model_says_on_disks_that_are_slow_fu
             });
         }
         for (at, program) in programs.iter().enumerate() {
-            if runs[at].is_none() && next(&mut random) % 4 == 0 {
+            if runs[at].is_none() && next(&mut random).is_multiple_of(4) {
                 let input = Json::parse(program.script.to_string()).unwrap();
                 let key = IdempotencyKey { key: format!("{at}"), fingerprint: Digest::from_bytes([at as u8; 32]) };
                 match host.driver.start(&host.tenant, &host.workflow, None, input, Some(key)).await {

@@ -371,14 +371,7 @@ fn read_workflow(node: &mut Object<'_>) -> Workflow {
         check_version(node, version);
     }
     let input = node.optional("input");
-    let detached = match node.optional("detached") {
-        None => false,
-        Some(Value::Bool(detached)) => detached,
-        Some(other) => {
-            node.wrong_type("detached", "true or false", &other);
-            false
-        }
-    };
+    let detached = node.flag("detached");
     Workflow { workflow, version, input, detached }
 }
 
@@ -788,6 +781,19 @@ impl<'p> Object<'p> {
             }
         }
         None
+    }
+
+    /// `true` or `false`, which is what it is where it is left out.
+    fn flag(&mut self, name: &'static str) -> bool {
+        self.known.push(name);
+        match self.fields.remove(name) {
+            None => false,
+            Some(Value::Bool(flag)) => flag,
+            Some(other) => {
+                self.wrong_type(name, "true or false", &other);
+                false
+            }
+        }
     }
 
     /// One of a few words, the first where none is given.

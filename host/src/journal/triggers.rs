@@ -461,9 +461,11 @@ impl RedbJournal {
 
     /// Deletes a webhook and what is still owed to it. `false` when there is none.
     pub async fn delete_webhook(&self, tenant: &TenantId, name: &str) -> Result<bool, JournalError> {
-        let found = self.delete(WEBHOOKS, keys::named(tenant, name)).await?;
+        if !self.delete(WEBHOOKS, keys::named(tenant, name)).await? {
+            return Ok(false);
+        }
         // In small writes, with room for others in between. What a crash leaves is dropped when its turn comes.
-        while found {
+        loop {
             let range = keys::starting_with(keys::named(tenant, name));
             let deleted = self.write(move |transaction| {
                 let failed = || storage("forget deliveries");
@@ -488,10 +490,9 @@ impl RedbJournal {
                 Ok(owed.len())
             });
             if deleted.await? < DELIVERIES_DELETED_MAX {
-                break;
+                return Ok(true);
             }
         }
-        Ok(found)
     }
 
     /// Deliveries that are to be tried up to `until`, in order of time, at most `limit`.

@@ -1,5 +1,6 @@
 //! Programs run as the sandbox runs them, with the host's side played by [`Fake`].
 
+mod evaluate;
 mod kinds;
 mod load;
 mod manual;

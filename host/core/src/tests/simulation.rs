@@ -197,6 +197,13 @@ impl Plan {
         self.end_attempt(play, step, attempt);
     }
 
+    /// Lets an attempt begin its next wait, or end when it has none left.
+    fn go_on_once(&self, play: &mut Play, world: &mut World, step: &StepId, attempt: u32) {
+        if !world.next_wait(play, self, step, attempt) {
+            self.end_attempt(play, step, attempt);
+        }
+    }
+
     /// Lets an attempt go on as far as it can: to its end, or to where it waits.
     pub(super) fn go_on(&self, play: &mut Play, world: &mut World, step: &StepId, attempt: u32) {
         while world.next_wait(play, self, step, attempt) {
@@ -364,11 +371,7 @@ fn play(seed: u64) -> (Plan, Play, World) {
         } else {
             let running = play.running();
             match running.get(dealer.below(running.len() + 1)) {
-                Some((step, attempt)) if dealer.one_in(2) => {
-                    if !world.next_wait(&mut play, &plan, step, *attempt) {
-                        plan.end_attempt(&mut play, step, *attempt);
-                    }
-                }
+                Some((step, attempt)) if dealer.one_in(2) => plan.go_on_once(&mut play, &mut world, step, *attempt),
                 Some((step, attempt)) => play.publish(&step.to_string(), *attempt),
                 None if play.run.status() == Some(RunStatus::Paused) => world.pause_or_resume(&mut play),
                 None if play.run.owed().iter().any(|effect| matches!(effect, Effect::WakeAt { .. })) => play.wait(),
