@@ -317,12 +317,30 @@ async fn bad_requests_get_a_code_and_start_nothing() {
     assert_eq!(server.get("/v1/runs").await["data"], json!([]), "nothing was started");
 }
 
+/// Every `$ref` in a document.
+fn references(value: &Value) -> Vec<&str> {
+    match value {
+        Value::Object(fields) => {
+            let own = fields.get("$ref").and_then(Value::as_str);
+            own.into_iter().chain(fields.values().flat_map(references)).collect()
+        }
+        Value::Array(items) => items.iter().flat_map(references).collect(),
+        _ => Vec::new(),
+    }
+}
+
 #[tokio::test]
 async fn the_description_of_the_api_is_the_one_in_docs() {
     let server = Server::start();
     let described = server.anonymous(Method::GET, "/openapi.json").send().await.unwrap().json::<Value>().await.unwrap();
     // `UPDATE_EXPECT=1` writes it anew.
     expect_test::expect_file!["../docs/openapi.json"].assert_eq(&format!("{described:#}\n"));
+    let schemas = described["components"]["schemas"].as_object().unwrap();
+    for reference in references(&described) {
+        let name =
+            reference.strip_prefix("#/components/schemas/").unwrap_or_else(|| panic!("{reference} leads elsewhere"));
+        assert!(schemas.contains_key(name), "{name} is referred to and not described");
+    }
     // As an editor fetches it: without a key.
     let request = server.anonymous(Method::GET, "/v1/schemas/graph.json");
     let schema = request.send().await.unwrap().json::<Value>().await.unwrap();

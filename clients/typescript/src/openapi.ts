@@ -196,6 +196,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/events": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Sends an event: it sets off all triggers that wait for one of its name. When this answers, what they have started is on
+         *     disk. Without an answer, send it again with the same id: what was started before is not started again.
+         */
+        post: operations["post_events"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/failures": {
         parameters: {
             query?: never;
@@ -227,6 +247,23 @@ export interface paths {
         put?: never;
         /** Finds everything that is wrong with a graph document. Nothing is stored. */
         post: operations["post_graphs_validate"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/hooks/{tenant}/{trigger}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Sets off a trigger of the kind `webhook`. The request carries no API key, and a signature over its body. */
+        post: operations["post_hooks_tenant_trigger"];
         delete?: never;
         options?: never;
         head?: never;
@@ -551,6 +588,115 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/triggers": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** The tenant's triggers, by name. */
+        get: operations["get_triggers"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/triggers/{name}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** A trigger, and when it fires next. */
+        get: operations["get_triggers_name"];
+        /**
+         * Sets up a trigger, in place of one with the same name. One for times fires for those after now; when only other things
+         *     are changed, it goes on where it was.
+         */
+        put: operations["put_triggers_name"];
+        post?: never;
+        /** Deletes a trigger. Runs that it has started go on. */
+        delete: operations["delete_triggers_name"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/webhooks": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** The tenant's webhooks, by name. */
+        get: operations["get_webhooks"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/webhooks/{name}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** A webhook. */
+        get: operations["get_webhooks_name"];
+        /** Sets up a webhook, in place of one with the same name. It is told of runs that end from now on. */
+        put: operations["put_webhooks_name"];
+        post?: never;
+        /** Deletes a webhook. What it was not told yet, it is not told any more. */
+        delete: operations["delete_webhooks_name"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/webhooks/{name}/deliveries": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** What a webhook was not told yet, oldest first. What it has taken is not kept. */
+        get: operations["get_webhooks_name_deliveries"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/webhooks/{name}/deliveries/{id}/retry": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Tries a delivery again that was given up, with all its attempts. */
+        post: operations["post_webhooks_name_deliveries_id_retry"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/workflows": {
         parameters: {
             query?: never;
@@ -661,6 +807,18 @@ export interface paths {
 export type webhooks = Record<string, never>;
 export interface components {
     schemas: {
+        /** @description What a trigger did. */
+        ActedBody: {
+            /** @description `started`, `signalled`, `filtered` or `failed`. */
+            outcome: string;
+            problem?: components["schemas"]["Trouble"] | null;
+            /** @description The run that it started. */
+            run_id?: string | null;
+            /** @description The runs that it signalled. */
+            signalled?: string[] | null;
+            /** @description The trigger. */
+            trigger: string;
+        };
         /** @description An API key, without the key. */
         ApiKeyBody: {
             /** @description When it was created. */
@@ -818,6 +976,27 @@ export interface components {
         CorsBody: {
             /** @description Origins as browsers spell them, such as `https://app.example`, at most 64. No `*`. */
             origins: string[];
+        };
+        /** @description Something that a webhook was not told yet. */
+        Delivery: {
+            /**
+             * Format: int32
+             * @description How often it was tried.
+             */
+            attempts: number;
+            /** @description When it ended. */
+            created_at: string;
+            /** @description Its id: the receiver sees it as `Stepwell-Delivery`, the same in each attempt. */
+            id: string;
+            last_problem?: components["schemas"]["Trouble"] | null;
+            /** @description When it is tried next. */
+            next_attempt_at?: string | null;
+            /** @description The run that has ended. */
+            run_id: string;
+            /** @description How it has ended. */
+            run_status: string;
+            /** @description `pending`, or `dead` when it is given up. */
+            status: string;
         };
         /** @description An event of a run: `seq`, `at`, `kind`, and what belongs to the kind. */
         Event: {
@@ -981,6 +1160,20 @@ export interface components {
             /** @description The node it is about. */
             node?: string | null;
         };
+        /**
+         * @description What becomes of times at which the host did not run.
+         * @enum {string}
+         */
+        MissedPolicy: "skip" | "run_once" | "run_all";
+        /** @description An event to be sent. */
+        NewEvent: {
+            /** @description Any JSON; `null` when it is left out. */
+            data?: Record<string, never> | null;
+            /** @description The same id is the same event, for 24 hours. `Idempotency-Key` does the same. */
+            id?: string | null;
+            /** @description The event's name: 1 to 64 characters out of A-Z, a-z, 0-9, _, . and -. */
+            name: string;
+        };
         /** @description What creates an API key. */
         NewKey: {
             /** @description Whose it is to be. */
@@ -1036,6 +1229,46 @@ export interface components {
              * @description Seconds that it is good for, at most 3,600; 600 when it is left out.
              */
             ttl_seconds?: number | null;
+        };
+        /** @description A trigger to be set up. Which fields it has depends on its kind. */
+        NewTrigger: {
+            /** @description Whether it does anything; `true` when it is left out. */
+            enabled?: boolean | null;
+            /** @description `event`: the event's name. */
+            event?: string | null;
+            /** @description `webhook` and `event`: a jq expression that must hold. */
+            filter?: string | null;
+            /**
+             * @description `cron`: the input of the runs, any JSON. Else a jq expression for it; the request's body or the event's data when it
+             *     is left out.
+             */
+            input?: Record<string, never> | null;
+            /** @description `cron`, `webhook` or `event`. */
+            kind: components["schemas"]["TriggerKind"];
+            missed?: components["schemas"]["MissedPolicy"] | null;
+            /** @description `cron`: five fields (minute, hour, day of the month, month, day of the week), or six with seconds first. */
+            schedule?: string | null;
+            scheme?: components["schemas"]["SignatureScheme"] | null;
+            /** @description `webhook`: the name of the secret that requests are signed with. */
+            secret?: string | null;
+            signal?: components["schemas"]["SignalAction"] | null;
+            /** @description `cron`: a name of the time zone database, such as `Europe/Berlin`; `UTC` when it is left out. */
+            time_zone?: string | null;
+            /** @description The version of the runs; the latest when it is left out. */
+            version?: string | null;
+            /** @description The workflow that it starts. For a signal with `correlation`, the only workflow whose runs it signals. */
+            workflow?: string | null;
+        };
+        /** @description A webhook to be set up. */
+        NewWebhook: {
+            /** @description The ends it is told of, out of `completed`, `failed` and `cancelled`; all when it is left out. */
+            on?: string[] | null;
+            /** @description The name of the secret that deliveries are signed with. */
+            secret: string;
+            /** @description Where it is: `http` or `https`. */
+            url: string;
+            /** @description The workflows whose runs it is told of; all when it is left out. */
+            workflows?: string[] | null;
         };
         /** @description Where a list goes on. */
         PageInfo: {
@@ -1148,6 +1381,32 @@ export interface components {
                 topic?: string | null;
                 /** @description The run's workflow. */
                 workflow: string;
+            }[];
+            /** @description Where it goes on. */
+            page: components["schemas"]["PageInfo"];
+        };
+        /** @description A list, or a part of one. */
+        Page_Delivery: {
+            /** @description The entries. */
+            data: {
+                /**
+                 * Format: int32
+                 * @description How often it was tried.
+                 */
+                attempts: number;
+                /** @description When it ended. */
+                created_at: string;
+                /** @description Its id: the receiver sees it as `Stepwell-Delivery`, the same in each attempt. */
+                id: string;
+                last_problem?: components["schemas"]["Trouble"] | null;
+                /** @description When it is tried next. */
+                next_attempt_at?: string | null;
+                /** @description The run that has ended. */
+                run_id: string;
+                /** @description How it has ended. */
+                run_status: string;
+                /** @description `pending`, or `dead` when it is given up. */
+                status: string;
             }[];
             /** @description Where it goes on. */
             page: components["schemas"]["PageInfo"];
@@ -1449,6 +1708,52 @@ export interface components {
             page: components["schemas"]["PageInfo"];
         };
         /** @description A list, or a part of one. */
+        Page_Trigger: {
+            /** @description The entries. */
+            data: {
+                /** @description When it was first set up. */
+                created_at: string;
+                /** @description Whether it does anything. */
+                enabled: boolean;
+                /** @description The event's name. */
+                event?: string | null;
+                /** @description An expression that must hold. */
+                filter?: string | null;
+                /** @description The input of its runs, or an expression for it. */
+                input?: Record<string, never> | null;
+                /** @description `cron`, `webhook` or `event`. */
+                kind: string;
+                /** @description The last time that it has fired for. */
+                last_fired_for?: string | null;
+                last_problem?: components["schemas"]["Trouble"] | null;
+                /** @description The run that it has started last. */
+                last_run_id?: string | null;
+                missed?: components["schemas"]["MissedPolicy"] | null;
+                /** @description Its name. */
+                name: string;
+                /** @description The next times, at most five. */
+                next_fire_times?: string[] | null;
+                /** @description Where they go. */
+                path?: string | null;
+                /** @description When it fires. */
+                schedule?: string | null;
+                scheme?: components["schemas"]["SignatureScheme"] | null;
+                /** @description The name of the secret that requests are signed with. */
+                secret?: string | null;
+                signal?: components["schemas"]["SignalAction"] | null;
+                /** @description By which clock. */
+                time_zone?: string | null;
+                /** @description When it was last changed. */
+                updated_at: string;
+                /** @description The version of the runs; the latest when there is none. */
+                version?: string | null;
+                /** @description The workflow that it starts. */
+                workflow?: string | null;
+            }[];
+            /** @description Where it goes on. */
+            page: components["schemas"]["PageInfo"];
+        };
+        /** @description A list, or a part of one. */
         Page_VersionBody: {
             /** @description The entries. */
             data: {
@@ -1467,6 +1772,28 @@ export interface components {
                 version: string;
                 /** @description The workflow's name. */
                 workflow: string;
+            }[];
+            /** @description Where it goes on. */
+            page: components["schemas"]["PageInfo"];
+        };
+        /** @description A list, or a part of one. */
+        Page_Webhook: {
+            /** @description The entries. */
+            data: {
+                /** @description When it was first set up. */
+                created_at: string;
+                /** @description Its name. */
+                name: string;
+                /** @description The ends it is told of. */
+                on: string[];
+                /** @description The name of the secret that deliveries are signed with. */
+                secret: string;
+                /** @description When it was last changed. */
+                updated_at: string;
+                /** @description Where it is. */
+                url: string;
+                /** @description The workflows whose runs it is told of; all when there is none. */
+                workflows?: string[] | null;
             }[];
             /** @description Where it goes on. */
             page: components["schemas"]["PageInfo"];
@@ -1607,6 +1934,22 @@ export interface components {
             /** @description When it was last set. */
             updated_at: string;
         };
+        /** @description What became of an event. */
+        SentBody: {
+            /** @description The event's id. */
+            id: string;
+            /** @description What each trigger of the event did. */
+            triggers: components["schemas"]["ActedBody"][];
+        };
+        /** @description A signal that a trigger sends. */
+        SignalAction: {
+            /** @description An expression for what the runs were started with as `Stepwell-Correlation`. */
+            correlation?: string | null;
+            /** @description The signal's name. */
+            name: string;
+            /** @description An expression for the id of the run. */
+            run?: string | null;
+        };
         /** @description A signal that a run was sent. */
         SignalBody: {
             /** @description Its name. */
@@ -1625,9 +1968,17 @@ export interface components {
         };
         /** @description A signal was taken. */
         SignalledBody: {
-            /** @description The number of its event in the run. */
-            seq: components["schemas"]["u64"];
+            /**
+             * Format: int64
+             * @description The number of its event in the run.
+             */
+            seq: number;
         };
+        /**
+         * @description How a request is signed.
+         * @enum {string}
+         */
+        SignatureScheme: "stepwell" | "stripe" | "github";
         /** @description What starts a run. */
         StartBody: {
             /** @description The run's input, any JSON of at most 4 MiB and 100 levels; `null` when it is left out. */
@@ -1681,6 +2032,56 @@ export interface components {
             /** @description For `?token=` or `Authorization: Bearer`. */
             token: string;
         };
+        /** @description A trigger. */
+        Trigger: {
+            /** @description When it was first set up. */
+            created_at: string;
+            /** @description Whether it does anything. */
+            enabled: boolean;
+            /** @description The event's name. */
+            event?: string | null;
+            /** @description An expression that must hold. */
+            filter?: string | null;
+            /** @description The input of its runs, or an expression for it. */
+            input?: Record<string, never> | null;
+            /** @description `cron`, `webhook` or `event`. */
+            kind: string;
+            /** @description The last time that it has fired for. */
+            last_fired_for?: string | null;
+            last_problem?: components["schemas"]["Trouble"] | null;
+            /** @description The run that it has started last. */
+            last_run_id?: string | null;
+            missed?: components["schemas"]["MissedPolicy"] | null;
+            /** @description Its name. */
+            name: string;
+            /** @description The next times, at most five. */
+            next_fire_times?: string[] | null;
+            /** @description Where they go. */
+            path?: string | null;
+            /** @description When it fires. */
+            schedule?: string | null;
+            scheme?: components["schemas"]["SignatureScheme"] | null;
+            /** @description The name of the secret that requests are signed with. */
+            secret?: string | null;
+            signal?: components["schemas"]["SignalAction"] | null;
+            /** @description By which clock. */
+            time_zone?: string | null;
+            /** @description When it was last changed. */
+            updated_at: string;
+            /** @description The version of the runs; the latest when there is none. */
+            version?: string | null;
+            /** @description The workflow that it starts. */
+            workflow?: string | null;
+        };
+        /** @enum {string} */
+        TriggerKind: "cron" | "webhook" | "event";
+        /** @description What did not work. */
+        Trouble: {
+            /** @description A stable identifier. */
+            code: string;
+            /** @description A sentence for people. */
+            message: string;
+        };
         /** @description What there is to say about a graph document. */
         ValidationBody: {
             /** @description All that is wrong with it. */
@@ -1706,6 +2107,23 @@ export interface components {
             /** @description The workflow's name. */
             workflow: string;
         };
+        /** @description A webhook. */
+        Webhook: {
+            /** @description When it was first set up. */
+            created_at: string;
+            /** @description Its name. */
+            name: string;
+            /** @description The ends it is told of. */
+            on: string[];
+            /** @description The name of the secret that deliveries are signed with. */
+            secret: string;
+            /** @description When it was last changed. */
+            updated_at: string;
+            /** @description Where it is. */
+            url: string;
+            /** @description The workflows whose runs it is told of; all when there is none. */
+            workflows?: string[] | null;
+        };
         /** @description A workflow. */
         WorkflowBody: {
             /** @description When its first version was deployed. */
@@ -1717,8 +2135,6 @@ export interface components {
             /** @description When its latest version was deployed. */
             updated_at: string;
         };
-        /** Format: int64 */
-        u64: number;
     };
     responses: never;
     parameters: never;
@@ -2062,7 +2478,7 @@ export interface operations {
             };
             header?: {
                 /** @description Only entries after this one. */
-                "Last-Event-ID"?: components["schemas"]["u64"] | null;
+                "Last-Event-ID"?: number | null;
             };
             path: {
                 /** @description The channel's name. One that nothing has come to yet is empty. */
@@ -2135,6 +2551,15 @@ export interface operations {
                     "application/json": components["schemas"]["Problem"];
                 };
             };
+            /** @description `too_many_streams` */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
         };
     };
     post_channels_name_stream_tokens: {
@@ -2172,6 +2597,69 @@ export interface operations {
             };
             /** @description `invalid_json`, `invalid_body`, `invalid_ttl`, `unknown_topic` */
             422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    post_events: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description The event's id, where the body has none. */
+                "Idempotency-Key"?: string | null;
+            };
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["NewEvent"];
+            };
+        };
+        responses: {
+            /** @description What the triggers of the event did. */
+            202: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["SentBody"];
+                };
+            };
+            /** @description `invalid_idempotency_key` */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `too_large` */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `invalid_json`, `invalid_body`, `idempotency_mismatch` */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `unavailable`: some triggers may have done their work; send the event again */
+            503: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -2246,6 +2734,88 @@ export interface operations {
             };
             /** @description `unavailable`: it cannot be checked at present. */
             503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    post_hooks_tenant_trigger: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description `t=SECONDS,v1=HEX`: HMAC-SHA256 over `SECONDS.BODY`, for the scheme `stepwell`. */
+                "Stepwell-Signature"?: string | null;
+                /** @description The same, for the scheme `stripe`. */
+                "Stripe-Signature"?: string | null;
+                /** @description `sha256=HEX`: HMAC-SHA256 over the body, for the scheme `github`. */
+                "X-Hub-Signature-256"?: string | null;
+            };
+            path: {
+                /** @description Whose trigger it is. */
+                tenant: string;
+                /** @description The trigger's name. */
+                trigger: string;
+            };
+            cookie?: never;
+        };
+        /** @description At most 1 MiB. JSON is seen as such by the trigger's expressions, anything else as a string. */
+        requestBody: {
+            content: {
+                "application/json": Record<string, never>;
+            };
+        };
+        responses: {
+            /** @description What the trigger did. */
+            202: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ActedBody"];
+                };
+            };
+            /** @description `invalid_signature`, `expired_signature` */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `unknown_trigger`, `unknown_run` */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `replayed_webhook`, `run_ended` */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `too_large` */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `expression_failed` (with `field` and `cause`), `invalid_value`, `invalid_input` */
+            422: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -2469,7 +3039,7 @@ export interface operations {
         parameters: {
             query?: {
                 /** @description Only events after this one. `Last-Event-ID` wins. */
-                after?: components["schemas"]["u64"];
+                after?: number;
                 /** @description Only updates on these topics of the workflow, separated by commas. Events that are no updates are not affected. */
                 topics?: string;
                 /** @description Only events of these kinds, separated by commas. The terminal event always comes. */
@@ -2477,7 +3047,7 @@ export interface operations {
                 /** @description Events on the page, 1 to 1,000; 100 when it is left out. Not for streams. */
                 limit?: number;
                 /** @description Like `after`; what a page says. */
-                cursor?: components["schemas"]["u64"];
+                cursor?: number;
                 /** @description Seconds, 0 to 60, that a page without events waits for one, or for the run's end. Not for streams. */
                 wait?: number;
                 /** @description A stream token, where there is no `Authorization`. */
@@ -2485,7 +3055,7 @@ export interface operations {
             };
             header?: {
                 /** @description Only events after this one. */
-                "Last-Event-ID"?: components["schemas"]["u64"] | null;
+                "Last-Event-ID"?: number | null;
             };
             path: {
                 /** @description The run's id. */
@@ -2558,6 +3128,15 @@ export interface operations {
             };
             /** @description `unknown_topic`, `unknown_kind` */
             422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `too_many_streams` */
+            429: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -2714,7 +3293,7 @@ export interface operations {
         parameters: {
             query?: {
                 /** @description Where the last page ended. */
-                cursor?: components["schemas"]["u64"];
+                cursor?: number;
                 /** @description Signals on the page, 1 to 500; 100 when it is left out. */
                 limit?: number;
             };
@@ -3093,6 +3672,337 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["RotatedBody"];
+                };
+            };
+        };
+    };
+    get_triggers: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Page_Trigger"];
+                };
+            };
+        };
+    };
+    get_triggers_name: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The trigger's name. */
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Trigger"];
+                };
+            };
+            /** @description `unknown_trigger` */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    put_triggers_name: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The trigger's name: 1 to 64 characters out of A-Z, a-z, 0-9, _, . and -. */
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["NewTrigger"];
+            };
+        };
+        responses: {
+            /** @description The trigger is set up. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Trigger"];
+                };
+            };
+            /** @description `too_large` */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `invalid_name`, `invalid_json`, `invalid_body`, `invalid_schedule`, `invalid_expression` (with `field`), `unknown_workflow`, `unknown_version`, `unknown_secret`, `too_many` */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    delete_triggers_name: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The trigger's name. */
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description The trigger is gone. */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description `unknown_trigger` */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    get_webhooks: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Page_Webhook"];
+                };
+            };
+        };
+    };
+    get_webhooks_name: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The webhook's name. */
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Webhook"];
+                };
+            };
+            /** @description `unknown_webhook` */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    put_webhooks_name: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The webhook's name: 1 to 64 characters out of A-Z, a-z, 0-9, _, . and -. */
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["NewWebhook"];
+            };
+        };
+        responses: {
+            /** @description The webhook is set up. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Webhook"];
+                };
+            };
+            /** @description `too_large` */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `invalid_name`, `invalid_json`, `invalid_body`, `invalid_url`, `unknown_secret`, `too_many` */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    delete_webhooks_name: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The webhook's name. */
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description The webhook is gone. */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description `unknown_webhook` */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    get_webhooks_name_deliveries: {
+        parameters: {
+            query?: {
+                /** @description Only those that are `pending` or `dead`. */
+                status?: "pending" | "dead";
+                /** @description Where the last page ended. */
+                cursor?: string;
+                /** @description Deliveries on the page, 1 to 500; 100 when it is left out. */
+                limit?: number;
+            };
+            header?: never;
+            path: {
+                /** @description The webhook's name. */
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Page_Delivery"];
+                };
+            };
+            /** @description `unknown_webhook` */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    post_webhooks_name_deliveries_id_retry: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The webhook's name. */
+                name: string;
+                /** @description The delivery's id. */
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description It is tried again. */
+            202: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Delivery"];
+                };
+            };
+            /** @description `unknown_webhook`, `unknown_delivery` */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `delivery_pending`: it is not given up */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
                 };
             };
         };

@@ -11,7 +11,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::value::{RawValue, to_raw_value};
 use stepwell_core::ids::is_word;
-use stepwell_core::{RunId, RunKey, Seq, WorkflowName};
+use stepwell_core::{RunId, RunKey, WorkflowName};
 use tokio::time::Instant;
 use utoipa::IntoParams;
 
@@ -66,7 +66,7 @@ pub(super) struct ChannelQuery {
 #[utoipa::path(get, path = "/v1/channels/{name}/events", tag = "streams",
     params(
         ("name" = String, Path, description = "The channel's name. One that nothing has come to yet is empty."),
-        ("Last-Event-ID" = Option<Seq>, Header, description = "Only entries after this one."),
+        ("Last-Event-ID" = Option<u64>, Header, description = "Only entries after this one."),
         ChannelQuery,
     ),
     responses(

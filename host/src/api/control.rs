@@ -41,6 +41,7 @@ const FAILURE_PAGES_MAX: usize = 10;
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct SignalledBody {
     /// The number of its event in the run.
+    #[schema(value_type = u64)]
     seq: Seq,
 }
 
@@ -90,6 +91,7 @@ pub(super) async fn signal(
 #[into_params(parameter_in = Query)]
 pub(super) struct SignalsQuery {
     /// Where the last page ended.
+    #[param(value_type = Option<u64>)]
     cursor: Option<Seq>,
     /// Signals on the page, 1 to 500; 100 when it is left out.
     limit: Option<usize>,

@@ -45,6 +45,7 @@ const WAIT_SECONDS_MAX: u64 = 60;
 #[into_params(parameter_in = Query)]
 pub(super) struct EventsQuery {
     /// Only events after this one. `Last-Event-ID` wins.
+    #[param(value_type = Option<u64>)]
     after: Option<Seq>,
     /// Only updates on these topics of the workflow, separated by commas. Events that are no updates are not affected.
     topics: Option<String>,
@@ -53,6 +54,7 @@ pub(super) struct EventsQuery {
     /// Events on the page, 1 to 1,000; 100 when it is left out. Not for streams.
     limit: Option<usize>,
     /// Like `after`; what a page says.
+    #[param(value_type = Option<u64>)]
     cursor: Option<Seq>,
     /// Seconds, 0 to 60, that a page without events waits for one, or for the run's end. Not for streams.
     wait: Option<u64>,
@@ -127,7 +129,7 @@ fn known_kinds(list: Option<&str>) -> Result<Option<HashSet<String>>, Problem> {
 #[utoipa::path(get, path = "/v1/runs/{id}/events", tag = "streams",
     params(
         ("id" = String, Path, description = "The run's id."),
-        ("Last-Event-ID" = Option<Seq>, Header, description = "Only events after this one."),
+        ("Last-Event-ID" = Option<u64>, Header, description = "Only events after this one."),
         EventsQuery,
     ),
     responses(

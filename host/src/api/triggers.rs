@@ -81,6 +81,7 @@ pub(super) struct NewTrigger<'a> {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[schema(as = TriggerKind)]
 enum Kind {
     Cron,
     Webhook,

@@ -214,6 +214,7 @@ pub(super) async fn delete(
 #[into_params(parameter_in = Query)]
 pub(super) struct DeliveriesQuery {
     /// Only those that are `pending` or `dead`.
+    #[param(inline)]
     status: Option<DeliveryStatus>,
     /// Where the last page ended.
     #[param(value_type = Option<String>)]

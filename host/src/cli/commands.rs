@@ -159,7 +159,20 @@ pub(super) async fn run_info(server: &Server, id: &str, json: bool) -> anyhow::R
         out::json(&json!({ "run": run, "steps": list(&steps), "artifacts": list(&artifacts) }));
         return Ok(EXIT_OK);
     }
-    for name in ["id", "workflow", "version", "status", "created_at", "started_at", "ended_at"] {
+    let fields = [
+        "id",
+        "workflow",
+        "version",
+        "status",
+        "waits_for",
+        "waits_until",
+        "parent",
+        "rerun_of",
+        "created_at",
+        "started_at",
+        "ended_at",
+    ];
+    for name in fields {
         if run.get(name).is_some_and(|value| !value.is_null()) {
             out::line(format_args!("{name:<12}{}", text(&run, name)));
         }

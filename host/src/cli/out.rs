@@ -68,12 +68,23 @@ pub(super) fn event(json: &str) {
     let step = text("node").to_owned() + &items.map(|item| format!("[{item}]")).collect::<String>();
     let kind = text("kind");
     let attempt = if number("attempt") > 1 { format!(" (attempt {})", number("attempt")) } else { String::new() };
+    let until = || match text("until") {
+        "" => String::new(),
+        until => format!(", until {until}"),
+    };
     let what = match kind {
         "run.queued" => format!("{} {}", text("workflow"), text("version").get(..12).unwrap_or_default()),
-        "run.suspended" => format!("waits for {}, until {}", text("reason"), text("until")),
+        "run.suspended" => format!("waits for {}{}", text("reason"), until()),
         "run.completed" => value("output"),
         "run.failed" => format!("{} {}", step, failure()),
-        "run.cancelled" => text("reason").to_owned(),
+        "run.cancelled" | "run.paused" => text("reason").to_owned(),
+        "signal.received" => format!("{} {}", text("name"), value("payload")),
+        "step.taken_over" => format!("{step} {}", value("output")),
+        "step.resumed" => match text("woke") {
+            "" => step,
+            "child" => format!("{step} by a child, which was {}", text("child_status")),
+            woke => format!("{step} by {woke}"),
+        },
         "step.started" => format!("{}{attempt}", step),
         "step.update" => format!("{} {} {}", step, text("topic"), value("payload")),
         "step.call" => format!("{step} {}, {}", text("call"), size(number("size_bytes"))),
@@ -81,10 +92,20 @@ pub(super) fn event(json: &str) {
         "step.artifact" => {
             format!("{} {} ({}, {})", step, text("name"), text("media_type"), size(number("size_bytes")))
         }
-        "step.suspended" => format!("{} waits for {}, until {}", step, text("reason"), text("until")),
+        "step.suspended" => {
+            let what = if text("signal").is_empty() { text("reason") } else { text("signal") };
+            format!("{step} waits for {what}{}", until())
+        }
         "step.completed" => format!("{}{attempt} {}", step, value("output")),
         "step.failed" => {
-            let next = if event.get("will_retry").and_then(Value::as_bool) == Some(true) { ", will retry" } else { "" };
+            let is = |name: &str| event.get(name).and_then(Value::as_bool) == Some(true);
+            let next = if is("will_retry") {
+                ", will retry"
+            } else if is("pauses") {
+                ", waits for an operator"
+            } else {
+                ""
+            };
             format!("{}{attempt} {}{next}", step, failure())
         }
         "step.rolled_back" => {

@@ -91,6 +91,7 @@ pub enum TriggerOn {
 /// What becomes of times at which the host did not run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[schema(as = MissedPolicy)]
 pub enum Missed {
     /// Nothing.
     #[default]
@@ -104,6 +105,7 @@ pub enum Missed {
 /// How a request is signed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[schema(as = SignatureScheme)]
 pub enum Scheme {
     /// `Stepwell-Signature: t=SECONDS,v1=HEX`, HMAC-SHA256 over `SECONDS.BODY`.
     #[default]
