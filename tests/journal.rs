@@ -210,7 +210,14 @@ fn first_events() -> Vec<Event> {
     let version = Digest::from_bytes([9; 32]);
     let step = "a".parse::<NodeId>().unwrap().into();
     vec![
-        Event::RunQueued { workflow: "w".parse().unwrap(), version, input: json("1"), parent: None, rerun_of: None },
+        Event::RunQueued {
+            workflow: "w".parse().unwrap(),
+            version,
+            input: json("1"),
+            parent: None,
+            rerun_of: None,
+            place: None,
+        },
         Event::RunStarted { deadline: None },
         Event::StepStarted { step, attempt: 1 },
     ]
@@ -354,7 +361,7 @@ async fn a_journal_that_failed_once_accepts_nothing_any_more() {
 async fn of_two_writers_one_is_refused_and_nothing_of_it_is_kept() {
     let journal = RedbJournal::open_backend(Disk::new(vec![], u64::MAX)).unwrap();
     let first = batch(None, 1, first_events(), vec![]);
-    assert_eq!(journal.create(&key(1), first.clone(), None).await.unwrap(), Created::New);
+    assert_eq!(journal.create(&key(1), first.clone(), None).await.unwrap(), Created::New { superseded: None });
     let again = journal.create(&key(1), first, None).await;
     assert!(matches!(again, Err(JournalError::Fenced { found: 3, expected: 0, .. })), "{again:?}");
     let appends = (0..20).map(|n| journal.append(&key(1), 3, batch(None, 4, vec![update(n)], vec![])));

@@ -17,6 +17,7 @@ mod control;
 mod crash;
 mod driver;
 mod examples;
+mod flow;
 mod graphs;
 mod hostile;
 mod journal;

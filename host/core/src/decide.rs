@@ -6,6 +6,7 @@
 
 use crate::event::{ChildEnd, ChildRef, Event, LogLevel, ParentRef, RerunRef, SuspendReason, WaitingCall, Woke};
 use crate::failure::{Failure, FailureKind, INTERRUPTED};
+use crate::flow::FlowPlace;
 use crate::graph::{NodeIndex, ScopeKind};
 use crate::ids::{Digest, RunId, Seq, StepId, WorkflowName};
 use crate::json::{ContentRef, Payload};
@@ -32,6 +33,8 @@ pub enum Input {
         rerun_of: Option<RerunRef>,
         /// Results of that run that count in this one.
         taken_over: Vec<TakenOver>,
+        /// Its place in its workflow's flow control.
+        place: Option<FlowPlace>,
     },
     /// There is room for a queued run.
     Start,
@@ -247,11 +250,11 @@ impl Run {
             return Ok(vec![Event::RunFailed { step: None, failure }]);
         }
         match input {
-            Input::Queue { workflow, version, input, parent, rerun_of, taken_over } => {
+            Input::Queue { workflow, version, input, parent, rerun_of, taken_over, place } => {
                 if self.status.is_some() {
                     return Err(Refusal::OutOfPlace);
                 }
-                let mut events = vec![Event::RunQueued { workflow, version, input, parent, rerun_of }];
+                let mut events = vec![Event::RunQueued { workflow, version, input, parent, rerun_of, place }];
                 events.extend(taken_over.into_iter().map(|TakenOver { step, output, labels }| Event::StepTakenOver {
                     step,
                     output,

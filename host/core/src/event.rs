@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
+use crate::flow::FlowPlace;
 use crate::ids::{Digest, RunId, Seq, StepId, WorkflowName};
 use crate::json::{ContentRef, Payload};
 use crate::time::Timestamp;
@@ -28,6 +29,9 @@ pub enum Event {
         /// The run that this one repeats.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         rerun_of: Option<RerunRef>,
+        /// Its place in its workflow's flow control.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        place: Option<FlowPlace>,
     },
     /// The run's first steps are due.
     #[serde(rename = "run.started")]

@@ -8,6 +8,7 @@
 //! * `snapshot` — the state of a run as bytes.
 //! * [`rerun`] — what of one run counts in another that repeats it.
 //! * [`graph`] — the shape of a workflow and what makes one valid; [`scope`] — what of it runs several times.
+//! * [`flow`] — how many of a workflow's runs go at once, and how fast they start.
 //! * [`retry`], [`failure`], [`json`], [`ids`], [`time`] — the words the others are made of.
 //! * [`view`] — how a history reads to a person: steps, attempts, artifacts.
 //!
@@ -28,6 +29,7 @@ pub mod decide;
 pub mod effect;
 pub mod event;
 pub mod failure;
+pub mod flow;
 pub mod graph;
 pub mod ids;
 pub mod json;

@@ -11,6 +11,7 @@ mod auth;
 mod channels;
 mod control;
 mod events;
+mod flow;
 mod live;
 mod openapi;
 mod problem;
@@ -90,6 +91,8 @@ pub fn router(app: App) -> Router {
         .route("/v1/graphs/validate", post(workflows::validate))
         .route("/v1/schemas/graph.json", get(workflows::graph_schema))
         .route("/v1/workflows/{name}/runs", post(runs::start))
+        .route("/v1/workflows/{name}/flow-control", get(flow::get).put(flow::put).delete(flow::delete))
+        .route("/v1/workflows/{name}/flow-control/keys", get(flow::keys))
         .route("/v1/runs", get(runs::list))
         .route("/v1/runs/{id}", get(runs::get))
         .route("/v1/runs/{id}/steps", get(runs::steps))

@@ -6,8 +6,8 @@ use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement
 use utoipa::{Modify, OpenApi};
 
 use super::{
-    admin, artifacts, channels, control, events, providers, runs, secrets, settings, stream_tokens, triggers, webhooks,
-    wire, workflows,
+    admin, artifacts, channels, control, events, flow, providers, runs, secrets, settings, stream_tokens, triggers,
+    webhooks, wire, workflows,
 };
 
 #[derive(OpenApi)]
@@ -27,6 +27,10 @@ use super::{
         workflows::document,
         workflows::validate,
         workflows::graph_schema,
+        flow::get,
+        flow::put,
+        flow::delete,
+        flow::keys,
         runs::start,
         runs::list,
         runs::get,

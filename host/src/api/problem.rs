@@ -12,9 +12,10 @@ use stepwell_core::Refusal;
 use stepwell_core::rerun::CannotRerun;
 use utoipa::ToSchema;
 
+use crate::clock;
 use crate::driver::{ControlError, RerunError, StartError};
 use crate::journal::{JournalError, error_chain};
-use crate::sandbox::{CheckInputError, InputProblem, UploadError};
+use crate::sandbox::{CheckInputError, EvaluateError, InputProblem, UploadError};
 
 /// Bytes over the limit that are read, and forgotten, so that the answer gets through.
 const DISCARDED_BYTES_MAX: usize = 64 << 20;
@@ -22,6 +23,9 @@ const DISCARDED_BYTES_MAX: usize = 64 << 20;
 /// A refused or failed request. Boxed, because it travels in the error of every handler.
 #[derive(Debug, Clone)]
 pub(super) struct Problem(Box<ProblemBody>);
+
+/// The seconds after which whoever is refused may try again, when nothing better is known.
+const RETRY_AFTER_SECONDS: u64 = 1;
 
 /// What the client is told.
 #[derive(Debug, Clone, Serialize, ToSchema)]
@@ -125,7 +129,8 @@ impl IntoResponse for Problem {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         if status == StatusCode::SERVICE_UNAVAILABLE || status == StatusCode::TOO_MANY_REQUESTS {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+            let seconds = self.0.more.get("retry_after_seconds").and_then(Value::as_u64);
+            headers.insert(header::RETRY_AFTER, seconds.unwrap_or(RETRY_AFTER_SECONDS).into());
         }
         response
     }
@@ -146,6 +151,11 @@ impl From<JournalError> for Problem {
                 "idempotency_mismatch",
                 "this idempotency key was used for another request in the last 24 hours",
             ),
+            JournalError::RateLimited { from } => {
+                let seconds = from.millis_since(clock::now()).div_ceil(1_000).max(1);
+                let detail = "the workflow's flow control takes no further run with this key at present";
+                Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limited", detail).with("retry_after_seconds", seconds)
+            }
             JournalError::ContentGone(_) => {
                 Self::new(StatusCode::CONFLICT, "run_deleted", "the run is being deleted: its results are gone")
             }
@@ -183,6 +193,14 @@ impl From<StartError> for Problem {
                 tracing::error!(%error, "an input could not be checked");
                 Self::unavailable("the input cannot be checked at present")
             }
+            StartError::Flow { field, source: EvaluateError::Failed(failure) } => {
+                Self::invalid("flow_control_failed", detail).with("field", field).with("cause", failure.code)
+            }
+            StartError::Flow { source, .. } => {
+                tracing::error!(error = %source, "an expression of flow control could not be evaluated");
+                Self::unavailable("expressions cannot be evaluated at present")
+            }
+            StartError::FlowValue { field, .. } => Self::invalid("flow_control_failed", detail).with("field", field),
             StartError::Graph(version) => {
                 tracing::error!(%version, "a stored graph is damaged");
                 Self::internal()

@@ -306,7 +306,12 @@ async fn read(app: &App, tenant: &TenantId, name: &str, new: NewTrigger<'_>) -> 
     Ok(TriggerRecord { name: name.to_owned(), enabled, on, action, created_at: now, updated_at: now })
 }
 
-async fn check_expression(app: &App, tenant: &TenantId, field: &'static str, text: &str) -> Result<(), Problem> {
+pub(super) async fn check_expression(
+    app: &App,
+    tenant: &TenantId,
+    field: &'static str,
+    text: &str,
+) -> Result<(), Problem> {
     if text.len() > EXPRESSION_BYTES_MAX {
         return Err(invalid(format!("`{field}` has more than {EXPRESSION_BYTES_MAX} bytes")));
     }

@@ -98,6 +98,15 @@ pub(super) struct RunBody {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = String)]
     rerun_of: Option<RunId>,
+    /// Its key in its workflow's flow control.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    flow_key: Option<String>,
+    /// Its priority there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    priority: Option<i32>,
+    /// It waits until then for a later run to take its place.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    not_before: Option<String>,
 }
 
 impl RunBody {
@@ -117,9 +126,12 @@ impl RunBody {
             failure_code: summary.failure.as_ref().map(|failure| failure.code.clone()),
             failed_node: summary.failure.as_ref().and_then(|failure| Some(failure.step.as_ref()?.node.to_string())),
             waits_for: summary.waits_for,
-            waits_until: summary.waits_until.map(rfc3339),
+            waits_until: summary.waits_until.filter(|_| summary.waits_for.is_some()).map(rfc3339),
             parent: summary.parent,
             rerun_of: summary.rerun_of,
+            flow_key: summary.place.as_ref().map(|place| place.key.clone()),
+            priority: summary.place.as_ref().map(|place| place.priority),
+            not_before: summary.place.as_ref().and_then(|place| place.not_before).map(rfc3339),
         }
     }
 
@@ -593,7 +605,7 @@ impl Serialize for EventBody<'_> {
             }
         }
         match event {
-            Event::RunQueued { workflow, version, parent, rerun_of, .. } => {
+            Event::RunQueued { workflow, version, parent, rerun_of, place, .. } => {
                 map.serialize_entry("workflow", workflow)?;
                 map.serialize_entry("version", version)?;
                 map.serialize_entry("input", &self.value)?;
@@ -601,6 +613,9 @@ impl Serialize for EventBody<'_> {
                 optional(&mut map, "rerun_of", rerun_of.as_ref().map(|rerun| rerun.run))?;
                 let from_step = rerun_of.as_ref().and_then(|rerun| rerun.from_step.as_ref());
                 optional(&mut map, "from_step", from_step.map(ToString::to_string))?;
+                optional(&mut map, "flow_key", place.as_ref().map(|place| &place.key))?;
+                optional(&mut map, "priority", place.as_ref().map(|place| place.priority))?;
+                optional_time(&mut map, "not_before", place.as_ref().and_then(|place| place.not_before))?;
             }
             Event::RunStarted { deadline } => optional_time(&mut map, "deadline", *deadline)?,
             Event::RunResumed {} | Event::StepSkipped { .. } | Event::StepCancelled { .. } => {}

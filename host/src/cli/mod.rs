@@ -2,6 +2,7 @@
 
 mod build;
 mod commands;
+mod flow;
 mod inspect;
 mod out;
 mod serve;
@@ -187,6 +188,22 @@ enum Command {
         #[arg(long)]
         follow: bool,
         /// As JSON: first {"run_id": …}, then one event a line
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        server: Server,
+    },
+    /// Shows how many of a workflow's steps execute at once and how fast its runs start, or sets it
+    Flow {
+        /// The workflow
+        name: String,
+        /// The settings, in place of those of before: JSON, or @FILE to read it from a file (@- for standard input)
+        #[arg(long, conflicts_with = "clear")]
+        set: Option<String>,
+        /// Lets its runs go without limits
+        #[arg(long)]
+        clear: bool,
+        /// As JSON
         #[arg(long)]
         json: bool,
         #[command(flatten)]
@@ -471,6 +488,14 @@ async fn dispatch(command: Command) -> anyhow::Result<u8> {
         Command::Rerun { id, from_step, input, version, follow, json, server } => {
             let rerun = commands::Rerun { from_step, input, version };
             commands::rerun(&server, &id, rerun, follow, json).await
+        }
+        Command::Flow { name, set, clear, json, server } => {
+            let change = match (set, clear) {
+                (Some(settings), _) => flow::Change::Set(settings),
+                (None, true) => flow::Change::Clear,
+                (None, false) => flow::Change::None,
+            };
+            flow::flow(&server, &name, change, json).await
         }
         Command::Failures { workflow, json, server } => commands::failures(&server, workflow.as_deref(), json).await,
         Command::Triggers { json, server } => triggers::triggers(&server, json).await,

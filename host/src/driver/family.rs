@@ -11,6 +11,7 @@ use stepwell_core::event::{ChildEnd, ChildRef, ParentRef};
 use stepwell_core::{Event, RunId, RunKey, RunStatus, TenantId};
 use tokio::sync::oneshot;
 
+use super::placing::Origin;
 use super::run_loop::{Message, NewRun, read_payload};
 use super::{ControlError, Shared};
 use crate::journal::{Journal, JournalError, error_chain};
@@ -78,7 +79,12 @@ pub(super) async fn start_child(shared: Arc<Shared>, tenant: TenantId, child: Ch
         Ok(summary) => summary.and_then(|summary| summary.correlation),
         Err(error) => return failed(error_chain(&error)),
     };
+    let flow = match shared.place(&key.tenant, &workflow, &input, Origin::Inside).await {
+        Ok(flow) => flow,
+        Err(error) => return failed(error.to_string()),
+    };
     let new = NewRun {
+        flow,
         graph,
         workflow,
         version,

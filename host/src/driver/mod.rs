@@ -15,12 +15,14 @@
 //!
 //! Runs share no lock but the registry's, which is split and held for a lookup. Read on: [`run_loop`], [`elements`] (the
 //! items of an `each`), [`record`] (what an attempt did before it was cut off or suspended), [`family`] (children and
-//! parents), [`publish_rate`] (how fast a tenant may publish), [`timers`] (runs that wait and have no loop), [`rerun`] (runs that repeat others), [`outside`] (requests,
+//! parents), [`flow`] (how many of a workflow's runs go at once), [`publish_rate`] (how fast a tenant may publish), [`timers`] (runs that wait and have no loop), [`rerun`] (runs that repeat others), [`outside`] (requests,
 //! models, secrets).
 
 mod elements;
 mod family;
+mod flow;
 mod outside;
+mod placing;
 mod publish_rate;
 mod record;
 mod registry;
@@ -37,13 +39,16 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use lru::LruCache;
 use sha2::{Digest as _, Sha256};
-use stepwell_core::{Digest, Graph, Input, Json, Refusal, RunId, RunKey, Seq, TenantId, WorkflowName};
+use stepwell_core::flow::FlowControl;
+use stepwell_core::{Digest, Graph, Input, Json, Refusal, RunId, RunKey, Seq, TenantId, Timestamp, WorkflowName};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::elements::Elements;
+use self::flow::Flow;
 pub use self::outside::Outside;
+use self::placing::Origin;
 use self::publish_rate::PublishRates;
 pub use self::publish_rate::UPDATES_PER_SECOND_DEFAULT;
 use self::registry::{Inbox, Messages, Registry};
@@ -53,7 +58,7 @@ pub(crate) use self::run_loop::{artifact_id, read_payload};
 use crate::clock;
 use crate::journal::{Content, Created, IdempotencyKey, Journal, JournalError, RedbJournal};
 use crate::permits::Permits;
-use crate::sandbox::{CheckInputError, InputProblem, Sandbox};
+use crate::sandbox::{CheckInputError, EvaluateError, InputProblem, Sandbox};
 
 /// Graphs kept in memory for new runs; a run under way keeps its own alive.
 const GRAPHS_MAX: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
@@ -90,6 +95,8 @@ struct Shared {
     registry: Registry,
     graphs: Mutex<LruCache<(TenantId, WorkflowName, Digest), Arc<Graph>>>,
     room: Permits,
+    woken: Permits,
+    flow: Arc<Flow>,
     publish_rates: PublishRates,
     stopping: CancellationToken,
     loops: TaskTracker,
@@ -129,6 +136,37 @@ pub enum StartError {
     /// A stored graph is not valid.
     #[error("the graph of version {0} is damaged")]
     Graph(Digest),
+    /// An expression of the workflow's flow control has no usable value for this input.
+    #[error("the `{field}` of the workflow's flow control: {source}")]
+    Flow {
+        /// Which.
+        field: &'static str,
+        /// Why.
+        source: EvaluateError,
+    },
+    /// The value of such an expression is of another kind.
+    #[error("the `{field}` of the workflow's flow control is not {wanted}")]
+    FlowValue {
+        /// Which.
+        field: &'static str,
+        /// What it must be.
+        wanted: &'static str,
+    },
+}
+
+/// What waits and executes of the runs of a workflow that have the same key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FlowKey {
+    /// SHA-256 of the key.
+    pub hash: Digest,
+    /// The key.
+    pub key: String,
+    /// Runs that have not started.
+    pub queued: u64,
+    /// Steps that execute at this moment.
+    pub executing: u32,
+    /// When the next run starts, where that is a matter of time.
+    pub next_start_at: Option<Timestamp>,
 }
 
 /// A signal that was taken.
@@ -168,6 +206,7 @@ impl Driver {
     #[must_use]
     pub fn new(journal: Arc<RedbJournal>, sandbox: Arc<Sandbox>, outside: Outside, config: &DriverConfig) -> Self {
         let shared = Shared {
+            flow: Flow::new(Arc::clone(&journal)),
             journal,
             sandbox,
             outside,
@@ -175,6 +214,7 @@ impl Driver {
             registry: Registry::default(),
             graphs: Mutex::new(LruCache::new(GRAPHS_MAX)),
             room: Permits::new(config.active_runs_max, config.active_runs_per_tenant),
+            woken: Permits::new(timers::WOKEN_MAX, timers::WOKEN_PER_TENANT),
             publish_rates: PublishRates::new(config.updates_per_second),
             stopping: CancellationToken::new(),
             loops: TaskTracker::new(),
@@ -187,17 +227,23 @@ impl Driver {
     /// started meanwhile. Returns how many had something to do.
     pub async fn recover(&self) -> Result<usize, JournalError> {
         self.shared.loops.spawn(timers::wake_waiting(Arc::clone(&self.shared)));
+        self.shared.loops.spawn(flow::dispatch(Arc::clone(&self.shared)));
         let mut count = 0;
         let mut after = None;
         loop {
             let page = self.shared.journal.unfinished(after.as_ref(), RECOVERY_PAGE)?;
-            let Some(last) = page.last() else { return Ok(count) };
+            let Some(last) = page.last() else {
+                // After those that have started: what has begun comes before what has not.
+                self.shared.flow.recover().await?;
+                return Ok(count);
+            };
             after = Some(last.clone());
             count += page.len();
             for key in &page {
                 drop(self.shared.inbox_of(key));
             }
-            tokio::task::yield_now().await;
+            // Most of them only look around and leave: not all of them need to be in memory at once.
+            timers::wait_for_memory(&self.shared).await;
         }
     }
 
@@ -229,9 +275,11 @@ impl Driver {
         }
         let (version, graph) = shared.resolve(tenant, workflow, version)?;
         shared.check_input(tenant, version, &graph, &input).await?;
+        let flow = shared.place(tenant, workflow, &input, Origin::Outside).await?;
         let key = RunKey { tenant: tenant.clone(), run: clock::run_id() };
         let workflow = workflow.clone();
         let new = NewRun {
+            flow,
             graph,
             workflow,
             version,
@@ -295,6 +343,50 @@ impl Driver {
         self.shared.graph(tenant, workflow, version)
     }
 
+    /// A workflow's flow control; `None` when there is none.
+    pub fn flow_control(
+        &self,
+        tenant: &TenantId,
+        workflow: &WorkflowName,
+    ) -> Result<Option<FlowControl>, JournalError> {
+        self.shared.journal.flow_control(tenant, workflow)
+    }
+
+    /// Sets a workflow's flow control, or with `None` lets its runs go without limits. Its numbers hold at once, for all
+    /// runs that have a place; keys and priorities hold for runs that are accepted from here on.
+    pub async fn set_flow_control(
+        &self,
+        tenant: &TenantId,
+        workflow: &WorkflowName,
+        control: Option<&FlowControl>,
+    ) -> Result<(), JournalError> {
+        match control {
+            Some(control) => self.shared.journal.put_flow_control(tenant, workflow, control).await?,
+            None => drop(self.shared.journal.delete_flow_control(tenant, workflow).await?),
+        }
+        self.shared.flow.configured(tenant, workflow, control);
+        Ok(())
+    }
+
+    /// What waits and executes in a workflow, by key, after a key's hash in the order of hashes.
+    pub fn flow_keys(
+        &self,
+        tenant: &TenantId,
+        workflow: &WorkflowName,
+        after: Option<Digest>,
+        limit: usize,
+    ) -> Result<Vec<FlowKey>, JournalError> {
+        let counts = self.shared.flow.counts(tenant, workflow, after, limit)?;
+        Ok(counts
+            .into_iter()
+            .map(|(id, count)| {
+                let (executing, next_start_at) = self.shared.flow.executing(&id);
+                let next_start_at = next_start_at.filter(|_| count.queued > 0);
+                FlowKey { hash: id.key, key: count.key, queued: count.queued, executing, next_start_at }
+            })
+            .collect())
+    }
+
     /// Runs that have a loop.
     #[must_use]
     pub fn runs_under_way(&self) -> usize {
@@ -313,13 +405,25 @@ impl Shared {
         let messages = messages.ok_or(StartError::Stopping)?; // never: the id is new
         self.spawn_loop(key.clone(), inbox, messages, new);
         match answer.await.map_err(|_| StartError::Stopping)?? {
-            Created::New => Ok(Started { run: key.run, replayed: false }),
+            Created::New { superseded } => {
+                if let Some(superseded) = superseded {
+                    self.supersede(&key.tenant, superseded, key.run);
+                }
+                Ok(Started { run: key.run, replayed: false })
+            }
             Created::Existing(run) => Ok(Started { run, replayed: true }),
         }
     }
 
     async fn cancel(self: &Arc<Self>, key: &RunKey, reason: Option<String>) -> Result<(), ControlError> {
         self.control(key, Input::Cancel { reason }, None).await.map(drop)
+    }
+
+    /// Tells a run that a later one has taken its place. Should this be lost, it learns so when its time comes.
+    fn supersede(self: &Arc<Self>, tenant: &TenantId, run: RunId, by: RunId) {
+        if let Some(inbox) = self.inbox_of(&RunKey { tenant: tenant.clone(), run }) {
+            drop(inbox.send(Message::Superseded { by: Some(by) }));
+        }
     }
 
     /// Has a run's loop decide on something. Returns the number of the first event that followed, once it is on disk.

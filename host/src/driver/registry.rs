@@ -66,6 +66,11 @@ impl Registry {
         self.shard(key).remove(key);
     }
 
+    /// Whether a run has a loop.
+    pub(super) fn has(&self, key: &RunKey) -> bool {
+        self.shard(key).contains_key(key)
+    }
+
     pub(super) fn len(&self) -> usize {
         self.shards.iter().map(|shard| shard.lock().unwrap_or_else(PoisonError::into_inner).len()).sum()
     }

@@ -10,6 +10,7 @@ use stepwell_core::event::RerunRef;
 use stepwell_core::rerun::{CannotRerun, Results};
 use stepwell_core::{Digest, Event, Json, RunKey, Seq, StepId};
 
+use super::placing::Origin;
 use super::run_loop::{NewRun, read_payload};
 use super::{Driver, StartError, Started};
 use crate::clock;
@@ -88,7 +89,9 @@ impl Driver {
         };
         let input = input.or(before).unwrap_or_else(Json::null);
         shared.check_input(&key.tenant, version, &graph, &input).await?;
+        let flow = shared.place(&key.tenant, &summary.workflow, &input, Origin::Inside).await?;
         let new = NewRun {
+            flow,
             graph,
             workflow: summary.workflow,
             version,

@@ -20,6 +20,7 @@ use hmac::{Hmac, Mac};
 use sha2::{Digest as _, Sha256};
 use stepwell_core::decide::Success;
 use stepwell_core::event::{ChildEnd, ChildRef, LogLevel, ParentRef, RerunRef, WaitingCall};
+use stepwell_core::flow::FlowPlace;
 use stepwell_core::graph::Delegate;
 use stepwell_core::json::INLINE_BYTES_MAX;
 use stepwell_core::rerun::TakenOver;
@@ -34,12 +35,15 @@ use tokio::time::Instant;
 use super::Shared;
 use super::elements::Elements;
 use super::family::{self, Errand};
+use super::flow::{Grant, Slot, SlotWait};
+use super::placing::Placed;
 use super::record;
 use super::registry::{Inbox, Messages};
 use super::step_host::LoopHost;
 use crate::clock;
+use crate::journal::flow::FlowId;
 use crate::journal::{
-    Batch, Content, Created, IdempotencyKey, Journal, JournalError, RunSummary, WakeChange, error_chain,
+    Batch, Content, Created, FlowChange, IdempotencyKey, Journal, JournalError, RunSummary, WakeChange, error_chain,
 };
 use crate::permits::Permit;
 use crate::sandbox::{
@@ -75,6 +79,8 @@ pub(super) enum Beginning {
 
 /// A run that somebody asked for.
 pub(super) struct NewRun {
+    /// Its place in its workflow's flow control.
+    pub(super) flow: Option<Placed>,
     pub(super) graph: Arc<Graph>,
     pub(super) workflow: WorkflowName,
     pub(super) version: Digest,
@@ -161,6 +167,14 @@ pub(super) enum Message {
         /// Answered once what follows from it is on disk.
         reply: oneshot::Sender<()>,
     },
+    /// Its time has come, and it may be in memory for that.
+    Woken(Permit),
+    /// The run's turn has come in its workflow's flow control.
+    Granted(Grant),
+    /// A later run has taken this one's place; without one, none is known.
+    Superseded {
+        by: Option<RunId>,
+    },
     /// Something that somebody outside wants. Answered with the number of the first event that follows, once it is on
     /// disk.
     Control {
@@ -175,6 +189,7 @@ enum Wake {
     Message(Message),
     Appended(Result<(), JournalError>),
     Room(Permit),
+    Slot(Slot),
     TimerDue,
     Errand(Errand),
     Idle,
@@ -227,6 +242,15 @@ pub(super) struct RunLoop {
     snapshot: Seq,
     /// Leave to run steps. Given back while the run waits.
     room: Option<Permit>,
+    /// Leave to be in memory for a timer, until there is room.
+    woken: Option<Permit>,
+    /// What the run counts together with in its workflow's flow control.
+    flow: Option<FlowId>,
+    /// Leave to start, in flow control.
+    grant: Option<Grant>,
+    /// Leave to execute steps, in flow control: of steps that have ended, until it shows that no others are due.
+    slots: Vec<Slot>,
+    slot_wait: Option<SlotWait>,
     phase: Phase,
     /// Whether something has changed that `act` looks at.
     look: bool,
@@ -266,6 +290,7 @@ type Tell = Box<dyn FnOnce() + Send>;
 /// An attempt under way.
 struct UnderWay {
     spawn: u64,
+    slot: Option<Slot>,
     _attempt: Attempt,
 }
 
@@ -332,16 +357,36 @@ impl RunLoop {
         match beginning {
             Beginning::Recovered => Self::recover(shared, key, inbox),
             Beginning::New { run, reply } => {
-                let NewRun { graph, workflow, version, input, idempotency, parent, rerun_of, taken_over, correlation } =
-                    *run;
+                let NewRun {
+                    flow,
+                    graph,
+                    workflow,
+                    version,
+                    input,
+                    idempotency,
+                    parent,
+                    rerun_of,
+                    taken_over,
+                    correlation,
+                } = *run;
                 let mut this = Self::new(shared, key, inbox, graph);
+                let (place, admission) = match flow {
+                    None => (None, None),
+                    Some(Placed { id, place, admission }) => {
+                        // An error here costs the run its quick start and nothing else: the journal tells when it is created.
+                        this.grant = shared.flow.try_grant(&id, &place, key.run).unwrap_or_default();
+                        this.flow = Some(id);
+                        (Some(place), Some(admission))
+                    }
+                };
                 let channel = this.run.graph().spec().channel.clone();
                 let (input, content) = payload_of(input);
                 let results = taken_over.iter().map(|result| &result.output);
                 this.staged.references = results.filter_map(Payload::stored).map(|content| content.sha256).collect();
-                let queue = Input::Queue { workflow, version, input, parent, rerun_of, taken_over };
+                let queue = Input::Queue { workflow, version, input, parent, rerun_of, taken_over, place };
                 let queued = this.decide(queue, content).and_then(|()| {
-                    this.room = shared.room.try_acquire(&key.tenant);
+                    let may_start = this.flow.is_none() || this.grant.is_some();
+                    this.room = if may_start { shared.room.try_acquire(&key.tenant) } else { None };
                     // With room at hand the first steps are due in the same write.
                     if this.room.is_some() { this.decide(Input::Start, None) } else { Ok(()) }
                 });
@@ -354,9 +399,13 @@ impl RunLoop {
                     (summary.channel, summary.correlation) = (channel.clone(), correlation.clone());
                 }
                 batch.channel = channel;
+                batch.admission = admission;
                 let created = shared.journal.create(key, batch, idempotency).await;
                 this.durable = last_seq;
-                let is_new = matches!(created, Ok(Created::New));
+                let is_new = matches!(created, Ok(Created::New { .. }));
+                if is_new {
+                    this.flow_recorded();
+                }
                 // Nobody may be waiting any more; the run is there all the same.
                 drop(reply.send(created));
                 Ok(is_new.then_some(this))
@@ -392,6 +441,7 @@ impl RunLoop {
                 this.last_at = recorded.at;
             }
         }
+        this.flow = summary.place.as_ref().map(|place| FlowId::new(&key.tenant, &summary.workflow, place));
         this.summary = Some(summary);
         this.durable = this.run.last_seq();
         for effect in this.run.owed() {
@@ -432,6 +482,11 @@ impl RunLoop {
             settled: false,
             snapshot: 0,
             room: None,
+            woken: None,
+            flow: None,
+            grant: None,
+            slots: Vec::new(),
+            slot_wait: None,
             phase: Phase::Driving,
             look: true,
             wake_at: None,
@@ -466,10 +521,16 @@ impl RunLoop {
                 Wake::Appended(Err(error)) => return Over::Lost(error),
                 Wake::Room(permit) => {
                     self.room = Some(permit);
+                    self.woken = None;
                     self.look = true;
                     if self.run.status() == Some(RunStatus::Queued) {
                         self.expect(Input::Start, None);
                     }
+                }
+                Wake::Slot(slot) => {
+                    self.slot_wait = None;
+                    self.slots.push(slot);
+                    self.look = true;
                 }
                 Wake::TimerDue => {
                     self.look = true; // for the next timer, if this one was early
@@ -505,14 +566,22 @@ impl RunLoop {
     fn can_leave(&self) -> bool {
         let Some(summary) = &self.summary else { return false };
         // On disk stands when to wake it, and it is not so soon that reading it again would be a waste.
-        let waits = summary.status == RunStatus::Suspended
+        let waits = matches!(summary.status, RunStatus::Suspended | RunStatus::Paused)
             && summary.waits_until == self.wake_at
             && self.wake_at.is_none_or(|at| at.millis_since(clock::now()) > SOON_MS);
-        let held = summary.status == RunStatus::Paused && self.wake_at.is_none();
-        (waits || held)
+        // Whoever has a grant is about to start.
+        let queues = self.is_in_queue() && self.grant.is_none();
+        (waits || queues)
             && self.is_idle()
             && self.errands.is_empty()
-            && !self.run.owed().iter().any(|effect| matches!(effect, Effect::RunStep { .. }))
+            // What a paused run owes it does when it is resumed.
+            && (summary.status == RunStatus::Paused
+                || !self.run.owed().iter().any(|effect| matches!(effect, Effect::RunStep { .. })))
+    }
+
+    /// Whether the run is in the journal's queue, from which it is taken up when its turn has come.
+    fn is_in_queue(&self) -> bool {
+        self.flow.is_some() && self.summary.as_ref().is_some_and(|summary| summary.status == RunStatus::Queued)
     }
 
     /// Whether the list of unfinished runs says what is true.
@@ -528,7 +597,7 @@ impl RunLoop {
     /// The one place that waits.
     async fn wait(&mut self, messages: &mut Messages) -> Wake {
         let can_leave = self.phase == Phase::Driving && self.can_leave();
-        let Self { shared, key, appending, staged, phase, wants_room, wake_at, errands, .. } = self;
+        let Self { shared, key, appending, staged, phase, wants_room, wake_at, errands, slot_wait, .. } = self;
         // More is taken in while an append is under way, up to a limit; without one the limit could not be left again.
         let listens = appending.is_none() || staged.bytes < STAGED_BYTES_MAX;
         let appended = async {
@@ -546,6 +615,12 @@ impl RunLoop {
                 None => pending().await,
             }
         };
+        let slot = async {
+            match slot_wait {
+                Some(wait) => wait.slot().await,
+                None => pending().await,
+            }
+        };
         let grace = async {
             match *phase {
                 Phase::Ending(at) => tokio::time::sleep_until(at).await,
@@ -559,6 +634,7 @@ impl RunLoop {
             Some(errand) = errands.next(), if !errands.is_empty() => Wake::Errand(errand),
             () = timer, if driving => Wake::TimerDue,
             permit = shared.room.acquire(&key.tenant), if driving && *wants_room => Wake::Room(permit),
+            slot = slot, if driving => Wake::Slot(slot),
             () = shared.stopping.cancelled(), if driving => Wake::Stopping,
             () = tokio::time::sleep(LINGER), if can_leave => Wake::Idle,
             () = grace => Wake::GraceOver,
@@ -611,16 +687,21 @@ impl RunLoop {
                 }));
                 self.tell_if_durable();
             }
+            Message::Woken(permit) => {
+                self.woken = Some(permit);
+                self.look = true;
+            }
+            Message::Granted(grant) => self.granted(grant),
+            Message::Superseded { by } => self.superseded(by),
             Message::Control { input, content, reply } => {
                 let first = self.run.last_seq() + 1;
                 match self.decide(*input, content) {
                     Ok(()) => self.staged.told.push(Box::new(move || drop(reply.send(Ok(first))))),
-                    // What it repeats may be on its way to disk still.
-                    Err(refusal @ Refusal::SignalRepeated(_)) => {
+                    // What it is refused for may be on its way to disk still.
+                    Err(refusal) => {
                         self.staged.told.push(Box::new(move || drop(reply.send(Err(refusal)))));
                         self.tell_if_durable();
                     }
-                    Err(refusal) => drop(reply.send(Err(refusal))),
                 }
             }
             Message::Log { step, attempt, level, message, reply } => {
@@ -641,7 +722,8 @@ impl RunLoop {
                 if self.attempts.get(&step).is_none_or(|under_way| under_way.spawn != spawn) {
                     return;
                 }
-                self.attempts.remove(&step);
+                // The next step of this run may take it.
+                self.slots.extend(self.attempts.remove(&step).and_then(|under_way| under_way.slot));
                 let (result, content) = match end.result {
                     Ok(StepOutput { output, labels, next }) => {
                         let inline = if self.run.keeps_much() { LITTLE_BYTES_MAX } else { INLINE_BYTES_MAX };
@@ -729,6 +811,7 @@ impl RunLoop {
     /// Decides, folds and stages. `content` is what the input refers to; it is staged only when something follows.
     fn decide(&mut self, input: Input, content: Option<Content>) -> Result<(), Refusal> {
         let now = clock::now();
+        let was_paused = self.run.status() == Some(RunStatus::Paused);
         let decided = self.run.decide(input, now, clock::dice())?;
         let events = self.run.follow(decided).map_err(|error| {
             // The core does not decide what it cannot fold; its tests say so for every history they know. What is
@@ -740,7 +823,7 @@ impl RunLoop {
         for (event, seq) in events.iter().rev().zip((1..=self.run.last_seq()).rev()) {
             match event {
                 Event::StepCancelled { step } => self.cancelled.push((seq, step.clone())),
-                Event::RunResumed {} => self.asked.clear(),
+                Event::RunResumed {} if was_paused => self.asked.clear(),
                 _ => {}
             }
         }
@@ -757,8 +840,24 @@ impl RunLoop {
         let first_seq = last_seq + 1 - events.len() as u64;
         let mut batch = Batch { at: self.last_at, events, contents, references, ..Batch::default() };
         if let Some(mut summary) = RunSummary::after(self.summary.as_ref(), first_seq, self.last_at, &batch.events) {
-            let has_family = self.run.owed().iter().any(|effect| !matches!(effect, Effect::WakeAt { .. }));
-            summary.parked = summary.status == RunStatus::Suspended && !has_family;
+            let owed = self.run.owed();
+            let has_family =
+                owed.iter().any(|effect| !matches!(effect, Effect::WakeAt { .. } | Effect::RunStep { .. }));
+            let moves = has_family || owed.iter().any(|effect| matches!(effect, Effect::RunStep { .. }));
+            summary.parked = match summary.status {
+                RunStatus::Suspended => !moves,
+                // What it owes otherwise it does when it is resumed; attempts under way end in the loop that it has.
+                RunStatus::Paused => !has_family,
+                RunStatus::Queued => summary.place.is_some(),
+                _ => false,
+            };
+            if summary.status == RunStatus::Paused {
+                // Only its time limit goes on.
+                let wakes = owed
+                    .iter()
+                    .filter_map(|effect| if let Effect::WakeAt { at, .. } = effect { Some(*at) } else { None });
+                summary.waits_until = wakes.min();
+            }
             let before = self.summary.as_ref();
             let was_parked = before.is_some_and(|before| before.parked);
             let is_new = before.is_none();
@@ -768,6 +867,7 @@ impl RunLoop {
             };
             let wake = WakeChange { before: before.and_then(|before| before.waits_until), after: summary.waits_until };
             batch.wake = (wake.before != wake.after).then_some(wake);
+            batch.flow = flow_change(before, &summary, self.grant.as_ref());
             self.summary = Some(summary.clone());
             batch.summary = Some(summary);
         }
@@ -791,6 +891,9 @@ impl RunLoop {
             self.durable = append.last_seq;
             self.look = true;
             append.told.into_iter().for_each(|tell| tell());
+            // Those who came meanwhile and of whom nothing followed.
+            self.tell_if_durable();
+            self.flow_recorded();
             self.keep_state();
         }
     }
@@ -825,15 +928,25 @@ impl RunLoop {
             !is_due
         });
         (self.wake_at, self.wants_room) = (None, false);
-        let mut moves = false;
+        // Whether the run needs its room, and whether it waits for leave to execute a step.
+        let (mut moves, mut lacks_slot) = (false, false);
         for effect in self.run.owed() {
-            moves |= matches!(effect, Effect::RunStep { .. } | Effect::StartRun { .. });
             match effect {
                 // The contract: nothing acts on what is not on disk. `appended` makes us look again.
-                _ if effect.since() > self.durable => {}
+                _ if effect.since() > self.durable => {
+                    moves |= matches!(effect, Effect::RunStep { .. } | Effect::StartRun { .. });
+                }
                 Effect::RunStep { step, node, attempt, since } => {
                     let held = self.run.status() == Some(RunStatus::Paused);
-                    if self.phase == Phase::Driving && !held && !self.attempts.contains_key(&step) {
+                    if self.attempts.contains_key(&step) {
+                        moves = true;
+                    } else if self.phase != Phase::Driving || held {
+                        // Not now.
+                    } else if !self.has_slot() {
+                        // Its room is not kept meanwhile: whoever has the slot may wait for just that.
+                        lacks_slot = true;
+                    } else {
+                        moves = true;
                         if self.room.is_some() {
                             self.start_attempt(step, node, attempt, since);
                         } else {
@@ -844,7 +957,11 @@ impl RunLoop {
                 Effect::WakeAt { at, .. } => {
                     self.wake_at = Some(self.wake_at.map_or(at, |earliest| earliest.min(at)));
                 }
-                Effect::StartRun { .. } => self.wants_room = true,
+                Effect::StartRun { .. } => {
+                    let may_start = self.flow.is_none() || self.grant.is_some();
+                    self.wants_room |= may_start;
+                    moves |= may_start;
+                }
                 Effect::StartChild { .. }
                 | Effect::AskChild { .. }
                 | Effect::CancelChild { .. }
@@ -854,6 +971,65 @@ impl RunLoop {
         if !moves {
             // A run that waits holds up nobody.
             self.room = None;
+        }
+        if !lacks_slot {
+            self.slot_wait = None;
+        }
+        if self.appending.is_none() && self.staged.events.is_empty() {
+            // No step is due that has none. One is kept for whoever waits for room.
+            self.slots.truncate(usize::from(self.wants_room));
+        }
+    }
+
+    /// Whether there is leave to execute one more step. If there is not, the run waits for it from here on.
+    fn has_slot(&mut self) -> bool {
+        let Some(id) = &self.flow else { return true };
+        if self.slots.is_empty() && self.slot_wait.is_none() {
+            let place = self.summary.as_ref().and_then(|summary| summary.place.as_ref());
+            match self.shared.flow.slot_or_wait(id, place.map_or(0, |place| place.priority), self.key.run) {
+                Ok(slot) => self.slots.push(slot),
+                Err(wait) => self.slot_wait = Some(wait),
+            }
+        }
+        !self.slots.is_empty()
+    }
+
+    /// The run's turn has come, unless it has moved on: then the grant is another's.
+    fn granted(&mut self, grant: Grant) {
+        if self.run.status() != Some(RunStatus::Queued) || self.grant.is_some() {
+            return;
+        }
+        let place = self.summary.as_ref().and_then(|summary| summary.place.as_ref());
+        if let Some((id, FlowPlace { not_before: Some(_), .. })) = self.flow.as_ref().zip(place) {
+            match self.shared.flow.is_latest(id, self.key.run) {
+                Ok(true) => {}
+                Ok(false) => return self.superseded(None),
+                Err(error) => {
+                    tracing::error!(run = %self.key, error = error_chain(&error), "a place in the queue could not be read");
+                    return;
+                }
+            }
+        }
+        self.grant = Some(grant);
+        self.look = true;
+    }
+
+    /// A later run has taken this one's place, unless it has started.
+    fn superseded(&mut self, by: Option<RunId>) {
+        if self.run.status() == Some(RunStatus::Queued) {
+            let by = by.map_or_else(|| "a later run".to_owned(), |run| run.to_string());
+            self.expect(Input::Cancel { reason: Some(format!("superseded by {by}")) }, None);
+        }
+    }
+
+    /// What was appended is on disk: a run that has started has used its grant, and one in the queue is to be looked at.
+    fn flow_recorded(&mut self) {
+        if self.is_in_queue() {
+            self.flow.iter().for_each(|id| self.shared.flow.touch(id.clone()));
+        } else if let Some(grant) = self.grant.take()
+            && self.summary.as_ref().is_some_and(|summary| summary.started_at.is_some())
+        {
+            self.slots.extend(grant.used());
         }
     }
 
@@ -913,7 +1089,7 @@ impl RunLoop {
             let failure = Failure::platform(FailureKind::Permanent, "input_too_large", message);
             let end = AttemptEnd { result: Err(failure), fuel_used: 0 };
             drop(self.inbox.send(Message::AttemptEnded { step: step.clone(), attempt, spawn, end }));
-            self.attempts.insert(step, UnderWay { spawn, _attempt: Attempt::over() });
+            self.attempts.insert(step, UnderWay { spawn, slot: self.slots.pop(), _attempt: Attempt::over() });
             return;
         }
         let (inbox, stopping) = (self.inbox.clone(), self.shared.stopping.clone());
@@ -960,8 +1136,21 @@ impl RunLoop {
             drop(inbox.send(Message::AttemptEnded { step: ended, attempt, spawn, end }));
         };
         let running = self.shared.sandbox.spawn(&key.tenant, version, component(version), delegation, job, on_end);
-        self.attempts.insert(step, UnderWay { spawn, _attempt: running });
+        self.attempts.insert(step, UnderWay { spawn, slot: self.slots.pop(), _attempt: running });
     }
+}
+
+/// What a change of a run's summary means for the queue of its workflow.
+fn flow_change(before: Option<&RunSummary>, after: &RunSummary, grant: Option<&Grant>) -> Option<FlowChange> {
+    let place = after.place.clone()?;
+    let is_queued = |summary: &RunSummary| summary.status == RunStatus::Queued;
+    let (waited, waits) = (before.is_some_and(is_queued), is_queued(after));
+    if before.is_some() && waited == waits {
+        return None;
+    }
+    // One that was cancelled in the queue has not used its turn.
+    let throttle = grant.filter(|_| after.started_at.is_some()).and_then(Grant::mark);
+    Some(FlowChange { workflow: after.workflow.clone(), place, waited, waits, throttle })
 }
 
 /// What an attempt's random numbers are made of. Nobody outside of this installation can make it.

@@ -15,6 +15,7 @@
 pub mod access;
 pub mod catalog;
 pub mod channels;
+pub mod flow;
 mod keys;
 mod record;
 pub mod redb;
@@ -29,11 +30,13 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use stepwell_core::event::SuspendReason;
+use stepwell_core::flow::FlowPlace;
 use stepwell_core::json::ContentRef;
 use stepwell_core::{
     Digest, Event, NodeId, Recorded, RunId, RunKey, RunStatus, Seq, StepId, TenantId, Timestamp, WorkflowName,
 };
 
+pub use self::flow::{Admission, FlowChange};
 pub use self::redb::RedbJournal;
 pub use self::tails::{Latest, Tail, TailState};
 
@@ -61,6 +64,10 @@ pub struct Batch {
     pub wake: Option<WakeChange>,
     /// The channel that the run's updates reach besides.
     pub channel: Option<String>,
+    /// What changes in its workflow's flow control.
+    pub flow: Option<FlowChange>,
+    /// On what condition a new run is accepted, by its workflow's flow control.
+    pub admission: Option<Admission>,
 }
 
 /// A run is to be woken at another time than before.
@@ -134,6 +141,9 @@ pub struct RunSummary {
     /// What whoever started it knows it by.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub correlation: Option<String>,
+    /// Its place in its workflow's flow control.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub place: Option<FlowPlace>,
 }
 
 /// Why a run has failed, in short.
@@ -164,7 +174,10 @@ pub struct IdempotencyKey {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Created {
     /// The run exists now.
-    New,
+    New {
+        /// A run that waited for a later one to take its place, which this one has. It has not been told.
+        superseded: Option<RunId>,
+    },
     /// The same key has started this run before.
     Existing(RunId),
 }
@@ -236,6 +249,12 @@ pub enum JournalError {
     /// The idempotency key was used for another request.
     #[error("the idempotency key was used for another request")]
     IdempotencyMismatch,
+    /// The workflow's runs are accepted at a limited rate, and this one was too early.
+    #[error("the workflow takes no further run with this key before {}", .from.as_millis())]
+    RateLimited {
+        /// From when on one is accepted.
+        from: Timestamp,
+    },
     /// Content of another run that a batch refers to was deleted with that run.
     #[error("content {0} is gone: the run that stored it was deleted")]
     ContentGone(Digest),
@@ -281,7 +300,7 @@ pub trait Journal: Send + Sync + 'static {
     ///
     /// Before: nothing is known of the run. After `Ok(New)`: its events are on disk, it is among the unfinished, and
     /// the idempotency key, if any, answers with it for [`IDEMPOTENCY_TTL_MS`]. After `Ok(Existing)` and after an
-    /// error nothing has changed.
+    /// error nothing has changed. [`JournalError::RateLimited`] when its [`Admission`] says so.
     fn create(
         &self,
         key: &RunKey,
@@ -344,7 +363,7 @@ impl RunSummary {
         let mut summary = before.cloned();
         let mut changed = false;
         for (seq, event) in (first_seq..).zip(events) {
-            if let Event::RunQueued { workflow, version, parent, rerun_of, .. } = event {
+            if let Event::RunQueued { workflow, version, parent, rerun_of, place, .. } = event {
                 summary = Some(Self {
                     workflow: workflow.clone(),
                     version: *version,
@@ -361,6 +380,7 @@ impl RunSummary {
                     failure: None,
                     channel: None,
                     correlation: None,
+                    place: place.clone(),
                 });
             }
             if let (Some(status), Some(summary)) = (RunStatus::after(event), summary.as_mut()) {

@@ -15,6 +15,7 @@ use stepwell_core::{Digest, Recorded, RunId, RunKey, Seq, TenantId, Timestamp};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::channels::{ChannelKey, Projection};
+use super::flow::{Admit, FlowId};
 use super::tails::{Tail, TailState, Tails};
 use super::writer::{
     self, Append, CONTENTS, Idempotency, RECORDS, RUNS, Request, SNAPSHOTS, UNFINISHED, WAKES, Writer,
@@ -186,7 +187,13 @@ fn prepare(database: &Database) -> Result<[u8; 32], JournalError> {
         }
     };
     // A table that exists can be read without asking whether it does.
-    let tables = [super::catalog::TABLES, super::access::TABLES, super::channels::TABLES, super::triggers::TABLES];
+    let tables = [
+        super::catalog::TABLES,
+        super::access::TABLES,
+        super::channels::TABLES,
+        super::triggers::TABLES,
+        super::flow::TABLES,
+    ];
     for table in tables.into_iter().flatten().chain(writer::TABLES) {
         transaction.open_table(*table).map_err(storage("prepare its file"))?;
     }
@@ -202,6 +209,10 @@ impl Journal for RedbJournal {
         idempotency: Option<IdempotencyKey>,
     ) -> BoxFuture<'_, Result<Created, JournalError>> {
         let at = batch.at;
+        let admit = batch.flow.as_ref().zip(batch.admission).map(|(change, admission)| {
+            let id = FlowId::new(&key.tenant, &change.workflow, &change.place);
+            Admit { id, key: change.place.key.clone(), admission }
+        });
         let append = encode(key.clone(), 0, batch);
         let tenant = key.tenant.clone();
         async move {
@@ -211,7 +222,7 @@ impl Journal for RedbJournal {
                 Idempotency { key: keys::idempotency(&tenant, &workflow, &hash), wanted }
             });
             let (reply, answer) = oneshot::channel();
-            self.send(Request::Create { append, at, idempotency, reply }, answer).await
+            self.send(Request::Create { append, at, idempotency, admit, reply }, answer).await
         }
         .boxed()
     }
@@ -393,10 +404,10 @@ fn encode(
     let workflow = batch.summary.as_ref().map(|summary| summary.workflow.clone());
     let summary = batch.summary.as_ref().map(|summary| to_json(summary, "a run's summary")).transpose()?;
     let events = batch.events.len() as u64;
-    let Batch { contents, references, listed, wake, channel, events: of, .. } = batch;
+    let Batch { contents, references, listed, wake, channel, flow, events: of, .. } = batch;
     let channel = Projection::of(channel, last_seq, &of);
     Ok((
-        Append { key, last_seq, events, record, contents, references, summary, ended, listed, wake, channel },
+        Append { key, last_seq, events, record, contents, references, summary, ended, listed, wake, channel, flow },
         workflow,
     ))
 }

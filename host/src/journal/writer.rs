@@ -14,6 +14,7 @@ use stepwell_core::{Digest, RunId, RunKey, Seq, Timestamp};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::channels::{ChannelKey, ChannelTables, Projection};
+use super::flow::{self, Admit, FlowChange};
 use super::redb::storage;
 use super::tails::{TailState, Tails};
 use super::{Content, Created, IDEMPOTENCY_TTL_MS, IdempotencyKey, JournalError, WakeChange, error_chain, keys};
@@ -77,6 +78,7 @@ pub(super) struct Append {
     pub(super) listed: Option<bool>,
     pub(super) wake: Option<WakeChange>,
     pub(super) channel: Option<Projection>,
+    pub(super) flow: Option<FlowChange>,
 }
 
 /// Something else to write, which then says what to do once it is, or is not, on disk. An error means that the
@@ -93,6 +95,7 @@ pub(super) enum Request {
         append: Append,
         at: Timestamp,
         idempotency: Option<Idempotency>,
+        admit: Option<Admit>,
         reply: oneshot::Sender<Result<Created, JournalError>>,
     },
     Work(Work),
@@ -172,18 +175,21 @@ impl Writer {
                         Err(refused) => drop(reply.send(Err(refused))),
                     }
                 }
-                Request::Create { append, at, idempotency, reply } => {
+                Request::Create { append, at, idempotency, admit, reply } => {
                     size += append.size();
                     if let Err(refused) = self.fence(RunTables::once(&mut tables, &transaction)?, &append)? {
                         drop(reply.send(Err(refused)));
                         next = requests.try_recv().ok();
                         continue;
                     }
-                    match reserve(&transaction, &append.key.run, at, idempotency)? {
-                        Ok(Created::New) => {
+                    match reserve(&transaction, &append.key.run, at, idempotency, admit)? {
+                        Ok(Created::New { superseded }) => {
                             let tables = RunTables::once(&mut tables, &transaction)?;
                             match self.append(tables, &append, channels)? {
-                                Ok(()) => settled.push(Settled::Create { tail: append.tail(), key: append.key, reply }),
+                                Ok(()) => {
+                                    let (tail, key) = (append.tail(), append.key);
+                                    settled.push(Settled::Create { tail, key, superseded, reply });
+                                }
                                 Err(refused) => drop(reply.send(Err(refused))),
                             }
                         }
@@ -275,9 +281,21 @@ impl Append {
 
 /// What to tell whom once the transaction is on disk.
 enum Settled {
-    Append { key: RunKey, tail: TailState, reply: oneshot::Sender<Result<(), JournalError>> },
-    Create { key: RunKey, tail: TailState, reply: oneshot::Sender<Result<Created, JournalError>> },
-    Existing { existing: Created, reply: oneshot::Sender<Result<Created, JournalError>> },
+    Append {
+        key: RunKey,
+        tail: TailState,
+        reply: oneshot::Sender<Result<(), JournalError>>,
+    },
+    Create {
+        key: RunKey,
+        tail: TailState,
+        superseded: Option<RunId>,
+        reply: oneshot::Sender<Result<Created, JournalError>>,
+    },
+    Existing {
+        existing: Created,
+        reply: oneshot::Sender<Result<Created, JournalError>>,
+    },
     Work(Settle),
 }
 
@@ -291,11 +309,11 @@ impl Settled {
                 }
                 drop(reply.send(result));
             }
-            Self::Create { key, tail, reply } => {
+            Self::Create { key, tail, superseded, reply } => {
                 if result.is_ok() {
                     tails.moved(&key, tail);
                 }
-                drop(reply.send(result.map(|()| Created::New)));
+                drop(reply.send(result.map(|()| Created::New { superseded })));
             }
             Self::Existing { existing, reply } => drop(reply.send(result.map(|()| existing))),
             Self::Work(settle) => settle(result),
@@ -379,6 +397,9 @@ impl<'t> RunTables<'t> {
                 self.wakes.insert(wake.as_slice(), [].as_slice()).map_err(storage("write a run to be woken"))?;
             }
         }
+        if let Some(change) = &append.flow {
+            flow::write(self.transaction, key, change)?;
+        }
         if let Some(summary) = append.summary.as_ref().filter(|_| append.ended) {
             super::triggers::enqueue(self.transaction, key, summary)?;
         }
@@ -451,14 +472,23 @@ pub(super) fn seq_of(record_key: &[u8]) -> Result<Seq, JournalError> {
     })
 }
 
-/// Looks an idempotency key up and reserves it for this run when it is free.
+/// Looks an idempotency key up, and when it is free reserves it for this run and counts the run. A repetition is not
+/// counted.
 fn reserve(
     transaction: &WriteTransaction,
     run: &RunId,
     at: Timestamp,
     idempotency: Option<Idempotency>,
+    admit: Option<Admit>,
 ) -> Result<Result<Created, JournalError>, JournalError> {
-    let Some(Idempotency { key, wanted }) = idempotency else { return Ok(Ok(Created::New)) };
+    let admitted = || -> Result<Result<Created, JournalError>, JournalError> {
+        let Some(admit) = &admit else { return Ok(Ok(Created::New { superseded: None })) };
+        Ok(match flow::admit(transaction, run, at, admit)? {
+            Ok(superseded) => Ok(Created::New { superseded }),
+            Err(from) => Err(JournalError::RateLimited { from }),
+        })
+    };
+    let Some(Idempotency { key, wanted }) = idempotency else { return admitted() };
     let mut table = transaction.open_table(IDEMPOTENCY).map_err(storage("open the idempotency keys"))?;
     let stored = table.get(key.as_slice()).map_err(storage("look for an idempotency key"))?;
     let stored = stored.and_then(|value| IdempotencyEntry::decode(value.value()));
@@ -466,12 +496,16 @@ fn reserve(
         let same = entry.fingerprint == *wanted.fingerprint.as_bytes();
         return Ok(if same { Ok(Created::Existing(entry.run)) } else { Err(JournalError::IdempotencyMismatch) });
     }
+    let created = match admitted()? {
+        Ok(created) => created,
+        Err(refused) => return Ok(Err(refused)),
+    };
     let entry = IdempotencyEntry { at, run: *run, fingerprint: *wanted.fingerprint.as_bytes() };
     table.insert(key.as_slice(), entry.encode().as_slice()).map_err(storage("write an idempotency key"))?;
     let mut by_time = transaction.open_table(IDEMPOTENCY_BY_TIME).map_err(storage("open the idempotency keys"))?;
     let timed = [at.as_millis().to_be_bytes().as_slice(), &key].concat();
     by_time.insert(timed.as_slice(), [].as_slice()).map_err(storage("write an idempotency key"))?;
-    Ok(Ok(Created::New))
+    Ok(Ok(created))
 }
 
 /// What an idempotency key answers with.

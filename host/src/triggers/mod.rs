@@ -127,7 +127,13 @@ impl ActError {
                 StartError::InvalidInput(_) => "invalid_input",
                 StartError::CheckInput(CheckInputError::Guest(_)) => "input_not_checked",
                 StartError::Journal(JournalError::IdempotencyMismatch) => "idempotency_mismatch",
-                StartError::Stopping | StartError::Journal(_) | StartError::CheckInput(_) => "unavailable",
+                StartError::Journal(JournalError::RateLimited { .. }) => "rate_limited",
+                StartError::Flow { source: EvaluateError::Failed(_), .. } | StartError::FlowValue { .. } => {
+                    "flow_control_failed"
+                }
+                StartError::Flow { .. } | StartError::Stopping | StartError::Journal(_) | StartError::CheckInput(_) => {
+                    "unavailable"
+                }
                 StartError::Graph(_) => "internal",
             },
             Self::Signal(error) => match error {

@@ -73,6 +73,7 @@ impl Play {
             parent: None,
             rerun_of: None,
             taken_over: vec![],
+            place: None,
         });
         play
     }

@@ -688,6 +688,7 @@ fn a_rerun_runs_what_comes_after_its_step_and_nothing_else() {
                 parent: None,
                 rerun_of: Some(RerunRef { run: first_run(), from_step: Some(from.clone()) }),
                 taken_over: taken,
+                place: None,
             });
             let mut world = World::new();
             super::prefixes::finish(&mut play, &plan, &mut world);

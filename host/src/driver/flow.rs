@@ -1,0 +1,463 @@
+//! What of a workflow runs at once, and how fast its runs start.
+//!
+//! Owns: what counts against a workflow's limits at this moment, by key, and who is next.
+//! Does not: evaluate keys (the sandbox does), keep the queue or the marks of a pace (the journal does), or start a run: it
+//! grants a start, and the run's loop makes it.
+//! Keeps: no more steps execute at once than the limit says, because each has a [`Slot`]. What has begun comes before what has
+//! not: a slot that becomes free goes to the steps of started runs first, and only then to the queue. A run in the queue
+//! has no loop and takes no memory.
+//!
+//! ```text
+//!   queue (journal) ── dispatch ──► Grant = slot + its turn in the pace ──► run.started ──► Slot ──► attempt
+//! ```
+//! A crash loses grants and slots, and nothing else: who was granted a start and has not made it is in the queue still.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use stepwell_core::flow::{FlowControl, FlowPlace, Mark, Pace};
+use stepwell_core::{RunId, RunKey, TenantId, Timestamp, WorkflowName};
+use tokio::sync::{Notify, oneshot};
+
+use super::Shared;
+use super::run_loop::Message;
+use crate::clock;
+use crate::journal::flow::{FlowCount, FlowId};
+use crate::journal::{JournalError, RedbJournal, error_chain};
+
+/// The longest until the next look at what waits for its time, so that a clock that is set forward is noticed.
+const LOOK_MAX: Duration = Duration::from_secs(30);
+/// The wait after the journal could not be read: it may pass.
+const TROUBLE_WAIT: Duration = Duration::from_secs(1);
+/// Runs at the head of a queue that are looked at for one that may start: those before it wait to be replaced, or were
+/// granted a start and are about to make it.
+const HEADS: usize = 64;
+/// Queues found at once after a start of the host.
+const QUEUES_PAGE: usize = 1_000;
+/// How often counts that say nothing any more are forgotten, and how many are looked at.
+const FORGET_EVERY: Duration = Duration::from_secs(60);
+const FORGET_PAGE: usize = 1_000;
+
+/// What counts against all limits of this process.
+#[derive(Debug)]
+pub(super) struct Flow {
+    journal: Arc<RedbJournal>,
+    state: Mutex<State>,
+    changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    keys: HashMap<FlowId, Key>,
+    /// What the dispatcher is to look at.
+    dirty: BTreeSet<FlowId>,
+    /// What it is to look at later.
+    timers: BTreeSet<(Timestamp, FlowId)>,
+}
+
+/// The runs of a workflow with one key. There is one as long as something waits or executes.
+#[derive(Debug, Default)]
+struct Key {
+    /// Whether the limits and the mark were read.
+    is_known: bool,
+    concurrency: Option<u32>,
+    throttle: Option<Pace>,
+    /// Where the throttle stands, starts that were granted included.
+    mark: Option<Mark>,
+    executing: u32,
+    /// Started runs that wait for a slot, the first of them first.
+    waiting: BTreeMap<Place, oneshot::Sender<Slot>>,
+    /// Runs that were granted a start and have not made it.
+    granted: HashSet<RunId>,
+    timer: Option<Timestamp>,
+    /// Whether there was something in the queue when it was last looked at.
+    has_queue: bool,
+}
+
+type Place = (Reverse<i32>, RunId);
+
+impl Key {
+    fn set(&mut self, control: Option<FlowControl>) {
+        let control = control.unwrap_or_default();
+        self.is_known = true;
+        (self.concurrency, self.throttle) = (control.concurrency, control.throttle);
+    }
+
+    fn has_slot(&self) -> bool {
+        self.is_known && self.concurrency.is_none_or(|limit| self.executing < limit)
+    }
+
+    fn is_idle(&self, now: Timestamp) -> bool {
+        self.executing == 0
+            && self.waiting.is_empty()
+            && self.granted.is_empty()
+            && self.timer.is_none()
+            && !self.has_queue
+            && self.mark.is_none_or(|mark| mark.is_full(now))
+    }
+}
+
+/// Leave to execute a step; given back on drop.
+#[derive(Debug)]
+pub(super) struct Slot {
+    flow: Arc<Flow>,
+    id: FlowId,
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.flow.give_back(&self.id);
+    }
+}
+
+/// Leave to start a run: a slot for its first step, and its turn in the pace. When it is dropped unused, both are another
+/// run's.
+#[derive(Debug)]
+pub(super) struct Grant {
+    flow: Arc<Flow>,
+    id: FlowId,
+    run: RunId,
+    slot: Option<Slot>,
+    throttle: Option<(Mark, Pace)>,
+}
+
+impl Grant {
+    /// Where the throttle stands after the start.
+    pub(super) fn mark(&self) -> Option<Mark> {
+        self.throttle.map(|(mark, _)| mark)
+    }
+
+    /// The run has started, and that is on disk.
+    pub(super) fn used(mut self) -> Option<Slot> {
+        self.throttle = None;
+        self.slot.take()
+    }
+}
+
+impl Drop for Grant {
+    fn drop(&mut self) {
+        let mut state = self.flow.state();
+        if let Some(key) = state.keys.get_mut(&self.id) {
+            key.granted.remove(&self.run);
+            if let Some((_, pace)) = self.throttle {
+                key.mark = key.mark.map(|mark| pace.give_back(mark));
+            }
+        }
+        state.dirty.insert(self.id.clone());
+        drop(state); // the slot, which goes next, takes it again
+        self.flow.changed.notify_one();
+    }
+}
+
+/// A run that waits for a slot. When it is dropped it does not wait any more.
+#[derive(Debug)]
+pub(super) struct SlotWait {
+    flow: Arc<Flow>,
+    id: FlowId,
+    place: Place,
+    slot: oneshot::Receiver<Slot>,
+}
+
+impl SlotWait {
+    /// The slot, when there is one.
+    pub(super) async fn slot(&mut self) -> Slot {
+        match (&mut self.slot).await {
+            Ok(slot) => slot,
+            // Never: who waits is let go of with a slot only.
+            Err(_) => std::future::pending().await,
+        }
+    }
+}
+
+impl Drop for SlotWait {
+    fn drop(&mut self) {
+        if let Some(key) = self.flow.state().keys.get_mut(&self.id) {
+            key.waiting.remove(&self.place);
+        }
+    }
+}
+
+impl Flow {
+    pub(super) fn new(journal: Arc<RedbJournal>) -> Arc<Self> {
+        Arc::new(Self { journal, state: Mutex::default(), changed: Notify::new() })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What counts by this key. What cannot be read of it now, the dispatcher reads later; until then there is no leave.
+    fn key<'a>(&self, state: &'a mut State, id: &FlowId) -> &'a mut Key {
+        let State { keys, dirty, .. } = state;
+        let key = keys.entry(id.clone()).or_default();
+        if self.learn(key, id).is_err() {
+            dirty.insert(id.clone());
+        }
+        key
+    }
+
+    /// Reads what is not known of a key.
+    fn learn(&self, key: &mut Key, id: &FlowId) -> Result<(), JournalError> {
+        if !key.is_known {
+            let control = self.journal.flow_control(&id.tenant, &id.workflow)?;
+            key.mark = self.journal.flow_count(id)?.and_then(|count| count.throttle);
+            key.set(control);
+        }
+        Ok(())
+    }
+
+    /// A start for a new run, when nobody is before it.
+    pub(super) fn try_grant(
+        self: &Arc<Self>,
+        id: &FlowId,
+        place: &FlowPlace,
+        run: RunId,
+    ) -> Result<Option<Grant>, JournalError> {
+        let queued = self.journal.flow_count(id)?.is_some_and(|count| count.queued > 0);
+        if queued || place.not_before.is_some() {
+            return Ok(None);
+        }
+        let mut state = self.state();
+        let key = self.key(&mut state, id);
+        Ok(if key.waiting.is_empty() { self.grant(key, id, run, clock::now()).ok() } else { None })
+    }
+
+    /// A start for a run; else from when on there is one, if time is all it takes.
+    fn grant(
+        self: &Arc<Self>,
+        key: &mut Key,
+        id: &FlowId,
+        run: RunId,
+        now: Timestamp,
+    ) -> Result<Grant, Option<Timestamp>> {
+        if !key.has_slot() {
+            return Err(None);
+        }
+        let throttle = match key.throttle {
+            None => None,
+            Some(pace) => Some((pace.take(key.mark, now).map_err(Some)?, pace)),
+        };
+        key.mark = throttle.map(|(mark, _)| mark).or(key.mark);
+        key.granted.insert(run);
+        let slot = Some(self.slot(key, id));
+        Ok(Grant { flow: Arc::clone(self), id: id.clone(), run, slot, throttle })
+    }
+
+    fn slot(self: &Arc<Self>, key: &mut Key, id: &FlowId) -> Slot {
+        key.executing += 1;
+        Slot { flow: Arc::clone(self), id: id.clone() }
+    }
+
+    /// A slot for a step of a started run, or a place among those who wait for one.
+    pub(super) fn slot_or_wait(self: &Arc<Self>, id: &FlowId, priority: i32, run: RunId) -> Result<Slot, SlotWait> {
+        let mut state = self.state();
+        let key = self.key(&mut state, id);
+        let place = (Reverse(priority), run);
+        if key.has_slot() && key.waiting.first_key_value().is_none_or(|(first, _)| place < *first) {
+            return Ok(self.slot(key, id));
+        }
+        let (sender, slot) = oneshot::channel();
+        key.waiting.insert(place, sender);
+        Err(SlotWait { flow: Arc::clone(self), id: id.clone(), place, slot })
+    }
+
+    /// A slot has become free.
+    fn give_back(self: &Arc<Self>, id: &FlowId) {
+        let mut state = self.state();
+        let Some(key) = state.keys.get_mut(id) else { return };
+        key.executing = key.executing.saturating_sub(1);
+        let unwanted = self.serve_waiting(key, id);
+        let (has_queue, is_idle) = (key.has_queue, key.is_idle(clock::now()));
+        if has_queue {
+            state.dirty.insert(id.clone());
+            self.changed.notify_one();
+        } else if is_idle {
+            state.keys.remove(id);
+        }
+        drop(state);
+        drop(unwanted);
+    }
+
+    /// Forgets keys of which nothing waits or executes and whose pace has recovered.
+    fn forget_idle(&self) {
+        let now = clock::now();
+        self.state().keys.retain(|_, key| !key.is_idle(now));
+    }
+
+    /// Gives what is free to started runs. Returns slots that nobody has taken, to be dropped without the lock.
+    fn serve_waiting(self: &Arc<Self>, key: &mut Key, id: &FlowId) -> Vec<Slot> {
+        let mut unwanted = Vec::new();
+        while key.has_slot()
+            && let Some((_, waiting)) = key.waiting.pop_first()
+        {
+            let slot = self.slot(key, id);
+            unwanted.extend(waiting.send(slot).err());
+        }
+        unwanted
+    }
+
+    /// Has the dispatcher look at a key: a run has entered its queue.
+    pub(super) fn touch(&self, id: FlowId) {
+        self.state().dirty.insert(id);
+        self.changed.notify_one();
+    }
+
+    /// A workflow's settings are others now.
+    pub(super) fn configured(&self, tenant: &TenantId, workflow: &WorkflowName, control: Option<&FlowControl>) {
+        let mut state = self.state();
+        let State { keys, dirty, .. } = &mut *state;
+        for (id, key) in keys.iter_mut().filter(|(id, _)| id.tenant == *tenant && id.workflow == *workflow) {
+            key.set(control.cloned());
+            dirty.insert(id.clone());
+        }
+        drop(state);
+        self.changed.notify_one();
+    }
+
+    /// Steps that execute by this key at this moment, and from when on the next run may start, if that is a matter of time.
+    pub(super) fn executing(&self, id: &FlowId) -> (u32, Option<Timestamp>) {
+        self.state().keys.get(id).map_or((0, None), |key| (key.executing, key.timer))
+    }
+
+    /// Starts what may start of one key. Returns whom to tell.
+    fn advance(self: &Arc<Self>, id: &FlowId) -> Result<Vec<Grant>, JournalError> {
+        let heads = self.journal.queued(id, HEADS)?;
+        let now = clock::now();
+        let mut granted = Vec::new();
+        let mut state = self.state();
+        let key = state.keys.entry(id.clone()).or_default();
+        self.learn(key, id)?;
+        let unwanted = self.serve_waiting(key, id);
+        let before = key.timer.take();
+        key.has_queue = !heads.is_empty();
+        let not_before = heads.iter().filter_map(|head| head.not_before).filter(|at| *at > now).min();
+        key.timer = not_before;
+        let due = heads.iter().filter(|head| head.not_before.is_none_or(|at| at <= now));
+        for head in due {
+            if key.granted.contains(&head.run) {
+                continue;
+            }
+            match self.grant(key, id, head.run, now) {
+                Ok(grant) => granted.push(grant),
+                Err(Some(from)) => {
+                    key.timer = Some(key.timer.map_or(from, |timer| timer.min(from)));
+                    break;
+                }
+                Err(None) => break,
+            }
+        }
+        // There may be more behind those that were read: they are looked at when one of these has started.
+        let (timer, idle) = (key.timer, key.is_idle(now));
+        if let Some(before) = before {
+            state.timers.remove(&(before, id.clone()));
+        }
+        if let Some(timer) = timer {
+            state.timers.insert((timer, id.clone()));
+        }
+        if idle {
+            state.keys.remove(id);
+        }
+        drop(state);
+        drop(unwanted);
+        Ok(granted)
+    }
+
+    /// What the dispatcher is to look at now.
+    fn take_dirty(&self, now: Timestamp) -> BTreeSet<FlowId> {
+        let mut state = self.state();
+        while let Some((at, _)) = state.timers.first().filter(|(at, _)| *at <= now) {
+            let at = *at;
+            let Some((_, id)) = state.timers.pop_first() else { break };
+            // The clock may be a little short of it when it is looked at; what is too early gets its timer again.
+            if let Some(key) = state.keys.get_mut(&id).filter(|key| key.timer == Some(at)) {
+                key.timer = None;
+            }
+            state.dirty.insert(id);
+        }
+        std::mem::take(&mut state.dirty)
+    }
+
+    /// How long nothing is due.
+    fn until_next(&self, now: Timestamp) -> Duration {
+        let next = self.state().timers.first().map(|(at, _)| Duration::from_millis(at.millis_since(now)));
+        next.unwrap_or(LOOK_MAX).min(LOOK_MAX)
+    }
+
+    /// Finds what was in the queues when the host started.
+    pub(super) async fn recover(&self) -> Result<(), JournalError> {
+        let mut after = None;
+        loop {
+            let page = self.journal.queues(after.as_ref(), QUEUES_PAGE)?;
+            let Some(last) = page.last() else { return Ok(()) };
+            after = Some(last.clone());
+            self.state().dirty.extend(page);
+            self.changed.notify_one();
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Whether a run with a `not_before` is the one that starts: no later one has taken its place.
+    pub(super) fn is_latest(&self, id: &FlowId, run: RunId) -> Result<bool, JournalError> {
+        let count = self.journal.flow_count(id)?;
+        Ok(count.and_then(|count| count.debounced).is_some_and(|debounced| debounced.run == run))
+    }
+
+    /// What is counted by key in a workflow.
+    pub(super) fn counts(
+        &self,
+        tenant: &TenantId,
+        workflow: &WorkflowName,
+        after: Option<stepwell_core::Digest>,
+        limit: usize,
+    ) -> Result<Vec<(FlowId, FlowCount)>, JournalError> {
+        let found = self.journal.flow_counts(tenant, workflow, after, limit)?;
+        let id = |key| FlowId { tenant: tenant.clone(), workflow: workflow.clone(), key };
+        Ok(found.into_iter().map(|(key, count)| (id(key), count)).collect())
+    }
+}
+
+/// Starts what may start, until the host stops.
+pub(super) async fn dispatch(shared: Arc<Shared>) {
+    let mut forget_at = tokio::time::Instant::now() + FORGET_EVERY;
+    let mut forgotten = None;
+    while !shared.stopping.is_cancelled() {
+        let mut failed = false;
+        for id in shared.flow.take_dirty(clock::now()) {
+            match shared.flow.advance(&id) {
+                Ok(grants) => grants.into_iter().for_each(|grant| tell(&shared, grant)),
+                Err(error) => {
+                    tracing::error!(error = error_chain(&error), "a queue could not be read");
+                    shared.flow.state().dirty.insert(id);
+                    failed = true;
+                }
+            }
+        }
+        let pause = if failed { TROUBLE_WAIT } else { shared.flow.until_next(clock::now()) };
+        tokio::select! {
+            () = shared.flow.changed.notified(), if !failed => {}
+            () = tokio::time::sleep(pause) => {}
+            () = shared.stopping.cancelled() => return,
+        }
+        if forget_at.elapsed() > Duration::ZERO {
+            forget_at = tokio::time::Instant::now() + FORGET_EVERY;
+            shared.flow.forget_idle();
+            forgotten = match shared.journal.forget_idle_flow(forgotten, clock::now(), FORGET_PAGE).await {
+                Ok(last) => last,
+                Err(error) => {
+                    tracing::warn!(error = error_chain(&error), "idle counts of flow control could not be forgotten");
+                    None
+                }
+            };
+        }
+    }
+}
+
+/// Tells a run that it may start. When its loop is just leaving, the grant comes back and another look follows.
+fn tell(shared: &Arc<Shared>, grant: Grant) {
+    let key = RunKey { tenant: grant.id.tenant.clone(), run: grant.run };
+    if let Some(inbox) = shared.inbox_of(&key) {
+        drop(inbox.send(Message::Granted(grant)));
+    }
+}

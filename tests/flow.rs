@@ -1,0 +1,300 @@
+//! Flow control: how many steps of a workflow execute at once, how fast its runs start, and in which order.
+
+use std::time::Duration;
+
+use reqwest::{Method, Response, StatusCode};
+use serde_json::{Value, json};
+
+use crate::driver::Host;
+use crate::support::{Server, check_history, eventually, problem};
+
+const SETTINGS: &str = "/v1/workflows/waits/flow-control";
+
+/// A server on which the workflow `waits` has this flow control. The key is what a run publishes first.
+async fn server_with(control: Value) -> Server {
+    let server = Server::start();
+    server.deploy("waits", "stepwell_waits").await;
+    set(&server, control).await;
+    server
+}
+
+async fn put(server: &Server, control: &Value) -> Response {
+    server.request(Method::PUT, SETTINGS).json(control).send().await.unwrap()
+}
+
+async fn set(server: &Server, control: Value) {
+    let response = put(server, &control).await;
+    let status = response.status();
+    assert_eq!(status, StatusCode::OK, "{}", response.text().await.unwrap());
+}
+
+/// A run with a key that computes for so long.
+fn busy(key: &str, ms: u64) -> Value {
+    json!([{ "publish": key }, { "busy_ms": ms }])
+}
+
+async fn key(server: &Server, key: &str) -> Value {
+    let page = server.get(&format!("{SETTINGS}/keys")).await;
+    page["data"].as_array().unwrap().iter().find(|found| found["key"] == key).cloned().unwrap_or_default()
+}
+
+/// When a run's event of a kind was, in milliseconds.
+async fn at(server: &Server, id: &str, kind: &str) -> i64 {
+    let events = server.events(id).await;
+    let event = events.iter().find(|event| event["kind"] == kind).unwrap_or_else(|| panic!("no {kind}: {events:?}"));
+    let at: jiff::Timestamp = event["at"].as_str().unwrap().parse().unwrap();
+    at.as_millisecond()
+}
+
+/// Waits for the end of runs, and checks that they completed and what their history says.
+async fn completed(server: &Server, runs: &[String]) {
+    for id in runs {
+        let run = server.ended(id).await;
+        assert_eq!(run["status"], "completed", "{run}");
+        check_history(&server.events(id).await);
+    }
+}
+
+#[tokio::test]
+async fn no_more_steps_execute_at_once_than_the_limit_and_keys_do_not_wait_for_each_other() {
+    let server = server_with(json!({ "key": ".[0].publish", "concurrency": 2 })).await;
+    let mut runs = Vec::new();
+    for _ in 0..6 {
+        runs.push(server.start_run("waits", busy("a", 150)).await);
+    }
+    let other = server.start_run("waits", busy("b", 1)).await;
+    let crowded = eventually("two that run and some that wait", || async {
+        let found = key(&server, "a").await;
+        assert!(found["running"].as_u64() <= Some(2), "{found}");
+        (found["running"] == 2 && found["queued"].as_u64() >= Some(1)).then_some(found)
+    })
+    .await;
+    assert_eq!(crowded["next_start_at"], Value::Null, "it is not a matter of time");
+    completed(&server, std::slice::from_ref(&other)).await;
+    completed(&server, &runs).await;
+    let mut spans = Vec::new();
+    for id in &runs {
+        spans.push((at(&server, id, "step.started").await, at(&server, id, "step.completed").await));
+    }
+    let most = spans.iter().map(|(start, _)| spans.iter().filter(|(s, e)| s <= start && start < e).count()).max();
+    assert_eq!(most, Some(2), "{spans:?}");
+    assert!(at(&server, &other, "run.completed").await < spans.iter().map(|(_, end)| *end).max().unwrap());
+    let idle = key(&server, "a").await;
+    assert_eq!((&idle["running"], &idle["queued"]), (&json!(0), &json!(0)));
+}
+
+#[tokio::test]
+async fn the_queue_goes_by_priority_and_then_by_age_and_survives_a_crash() {
+    let control = json!({ "priority": "(.[1].publish // 0)", "concurrency": 1 });
+    let mut server = server_with(control).await;
+    let first = server.start_run("waits", busy("x", 700)).await;
+    server.run_when(&first, |run| run["status"] == "running").await;
+    let mut runs = Vec::new();
+    for priority in [0, -5, 7, 0, 1000] {
+        runs.push(server.start_run("waits", json!([{ "publish": "x" }, { "publish": priority }])).await);
+    }
+    let waiting = server.get(&format!("/v1/runs/{}", runs[4])).await;
+    assert_eq!(
+        (&waiting["status"], &waiting["priority"], &waiting["flow_key"]),
+        (&json!("queued"), &json!(1000), &json!(""))
+    );
+    server.crash();
+    completed(&server, &[first]).await;
+    completed(&server, &runs).await;
+    let mut started = Vec::new();
+    for (index, id) in runs.iter().enumerate() {
+        started.push((at(&server, id, "run.started").await, index));
+    }
+    started.sort_unstable();
+    let order: Vec<usize> = started.into_iter().map(|(_, index)| index).collect();
+    assert_eq!(order, [4, 2, 0, 3, 1]);
+}
+
+#[tokio::test]
+async fn a_throttle_spreads_starts_through_a_crash_and_lets_a_cancelled_run_go() {
+    let mut server = server_with(json!({ "throttle": { "limit": 2, "period_seconds": 1, "burst": 1 } })).await;
+    let mut runs = Vec::new();
+    for _ in 0..5 {
+        runs.push(server.start_run("waits", json!([])).await);
+    }
+    let queued = key(&server, "").await;
+    assert!(queued["queued"].as_u64() >= Some(3) && queued["next_start_at"].is_string(), "{queued}");
+    let cancelled = runs.pop().unwrap();
+    let path = format!("/v1/runs/{cancelled}/cancel");
+    assert_eq!(server.request(Method::POST, &path).send().await.unwrap().status(), StatusCode::OK);
+    server.crash();
+    completed(&server, &runs).await;
+    let mut starts = Vec::new();
+    for id in &runs {
+        starts.push(at(&server, id, "run.started").await);
+    }
+    assert!(starts.windows(2).all(|pair| pair[1] - pair[0] >= 495), "{starts:?}");
+    let kinds: Vec<Value> = server.events(&cancelled).await.into_iter().map(|event| event["kind"].clone()).collect();
+    assert_eq!(kinds, ["run.queued", "run.cancelled"]);
+    assert_eq!(key(&server, "").await["queued"], 0);
+}
+
+#[tokio::test]
+async fn a_rate_limit_refuses_by_key_and_not_what_was_accepted_before() {
+    let limit = json!({ "key": ".[0].publish", "rate_limit": { "limit": 2, "period_seconds": 60 } });
+    let mut server = server_with(limit).await;
+    let post = |server: &Server, key: &str, idempotency: Option<&str>| {
+        let request = server.post_run("waits", json!([{ "publish": key }]));
+        idempotency.map_or_else(
+            || request.try_clone().unwrap(),
+            |value| request.try_clone().unwrap().header("idempotency-key", value),
+        )
+    };
+    for _ in 0..2 {
+        let accepted = post(&server, "a", Some("once")).send().await.unwrap();
+        assert_eq!(accepted.status(), StatusCode::ACCEPTED, "a repetition is not counted");
+    }
+    assert_eq!(post(&server, "a", None).send().await.unwrap().status(), StatusCode::ACCEPTED);
+    for _ in 0..2 {
+        let refused = post(&server, "a", Some("new")).send().await.unwrap();
+        let wait: u64 = refused.headers()["retry-after"].to_str().unwrap().parse().unwrap();
+        assert!((25..=31).contains(&wait), "{wait}");
+        assert_eq!(problem(refused).await, (429, "rate_limited".to_owned()));
+        server.crash();
+    }
+    assert_eq!(post(&server, "b", None).send().await.unwrap().status(), StatusCode::ACCEPTED);
+    let replayed = post(&server, "a", Some("once")).send().await.unwrap();
+    assert_eq!(
+        (replayed.status(), &replayed.headers()["idempotent-replayed"]),
+        (StatusCode::ACCEPTED, &"true".parse().unwrap())
+    );
+    assert_eq!(server.get("/v1/runs").await["data"].as_array().unwrap().len(), 3, "what was refused is not there");
+    // The key of the refused one is free once there is room.
+    assert_eq!(server.request(Method::DELETE, SETTINGS).send().await.unwrap().status(), StatusCode::NO_CONTENT);
+    assert_eq!(post(&server, "a", Some("new")).send().await.unwrap().status(), StatusCode::ACCEPTED);
+}
+
+#[tokio::test]
+async fn of_runs_that_come_close_together_only_the_last_one_starts() {
+    let control = json!({ "key": ".[0].publish", "debounce": { "seconds": 1, "at_most_seconds": 60 } });
+    let mut server = server_with(control).await;
+    let mut runs = Vec::new();
+    for n in 0..3 {
+        runs.push(server.start_run("waits", json!([{ "publish": "a" }, { "publish": n }])).await);
+    }
+    let other = server.start_run("waits", json!([{ "publish": "b" }])).await;
+    let last = runs.pop().unwrap();
+    assert!(server.get(&format!("/v1/runs/{last}")).await["not_before"].is_string());
+    server.crash();
+    for id in &runs {
+        let run = server.ended(id).await;
+        assert_eq!(run["status"], "cancelled");
+        let events = server.events(id).await;
+        let reason = events.last().unwrap()["reason"].as_str().unwrap();
+        assert!(reason.starts_with("superseded by "), "{reason}");
+        assert_eq!(events.len(), 2, "it never started: {events:?}");
+    }
+    completed(&server, &[last.clone(), other]).await;
+    let waited = at(&server, &last, "run.started").await - at(&server, &last, "run.queued").await;
+    assert!((1_000..20_000).contains(&waited), "{waited}");
+    // One that has started is nobody's to replace.
+    let next = server.start_run("waits", json!([{ "publish": "a" }])).await;
+    completed(&server, &[next]).await;
+}
+
+#[tokio::test]
+async fn steps_that_wait_hold_no_slot_so_children_of_the_same_workflow_get_through() {
+    let server = server_with(json!({ "concurrency": 1 })).await;
+    let child = json!([{ "busy_ms": 20 }, { "publish": "child" }]);
+    let parent = json!([{ "start": { "workflow": "waits", "input": child } }, { "await": {} }, { "sleep": 20 }, { "publish": "parent" }]);
+    let mut runs = Vec::new();
+    for _ in 0..3 {
+        runs.push(server.start_run("waits", parent.clone()).await);
+    }
+    completed(&server, &runs).await;
+    assert_eq!(server.get("/v1/runs?workflow=waits&status=completed").await["data"].as_array().unwrap().len(), 6);
+}
+
+#[tokio::test]
+async fn whoever_waits_for_a_slot_holds_up_nobody_who_needs_room() {
+    // Room for one run at a time, and a limit of one: what has a slot may wait for room, and never the other way round.
+    let server = Server::start_with(&["--dev", "--active-runs", "1", "--active-runs-per-tenant", "1"]);
+    server.deploy("waits", "stepwell_waits").await;
+    server.deploy("probe", "stepwell_probe").await;
+    let settings = json!({ "concurrency": 1 });
+    set(&server, settings.clone()).await;
+    let probe = server.request(Method::PUT, "/v1/workflows/probe/flow-control").json(&settings).send().await.unwrap();
+    assert_eq!(probe.status(), StatusCode::OK);
+    let mut runs = Vec::new();
+    for _ in 0..4 {
+        runs.push(server.start_run("probe", json!({})).await);
+        runs.push(server.start_run("waits", json!([{ "sleep": 5 }, { "busy_ms": 5 }, { "sleep": 5 }])).await);
+    }
+    completed(&server, &runs).await;
+}
+
+#[tokio::test]
+async fn runs_in_the_queue_take_no_memory_and_start_when_the_limit_goes() {
+    let server = server_with(json!({ "concurrency": 1, "throttle": { "limit": 1, "period_seconds": 86400 } })).await;
+    let first = server.start_run("waits", json!([])).await;
+    completed(&server, &[first]).await;
+    let mut runs = Vec::new();
+    for _ in 0..10 {
+        runs.push(server.start_run("waits", json!([])).await);
+    }
+    let deleted = server.request(Method::DELETE, SETTINGS).send().await.unwrap();
+    assert_eq!(deleted.status(), StatusCode::NO_CONTENT);
+    completed(&server, &runs).await;
+    assert_eq!(server.get(SETTINGS).await, json!({}));
+}
+
+#[tokio::test]
+async fn a_run_in_the_queue_has_no_loop() {
+    let host = Host::with("waits", "stepwell_waits").await;
+    let pace = stepwell_core::flow::Pace { limit: 1, period_seconds: 3_600, burst: 1 };
+    let control = stepwell_core::flow::FlowControl { throttle: Some(pace), ..Default::default() };
+    host.driver.set_flow_control(&host.tenant, &host.workflow, Some(&control)).await.unwrap();
+    host.driver.recover().await.unwrap();
+    for _ in 0..50 {
+        let input = stepwell_core::Json::parse("[]".to_owned()).unwrap();
+        host.driver.start(&host.tenant, &host.workflow, None, input, None).await.unwrap();
+    }
+    eventually("no run has a loop", || async { (host.driver.runs_under_way() == 0).then_some(()) }).await;
+    let keys = host.driver.flow_keys(&host.tenant, &host.workflow, None, 10).unwrap();
+    assert_eq!((keys.len(), keys[0].queued, keys[0].executing), (1, 49, 0));
+    assert!(keys[0].next_start_at.unwrap() > stepwell::clock::now().plus_millis(3_000_000));
+    tokio::time::timeout(Duration::from_secs(10), host.driver.stop()).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_is_no_flow_control_is_refused_and_nothing_changes() {
+    let server = server_with(json!({ "concurrency": 3 })).await;
+    for (control, code, field) in [
+        (json!({ "concurrency": 0 }), "invalid_body", "concurrency"),
+        (json!({ "throttle": { "limit": 1, "period_seconds": 0 } }), "invalid_body", "throttle.period_seconds"),
+        (json!({ "rate_limit": { "limit": 0, "period_seconds": 1 } }), "invalid_body", "rate_limit.limit"),
+        (json!({ "debounce": { "seconds": 9, "at_most_seconds": 8 } }), "invalid_body", "debounce.at_most_seconds"),
+        (json!({ "key": ".[" }), "invalid_expression", "key"),
+        (json!({ "priority": "no_such_function" }), "invalid_expression", "priority"),
+    ] {
+        let response = put(&server, &control).await;
+        assert_eq!(response.status(), StatusCode::UNPROCESSABLE_ENTITY, "{control}");
+        let body: Value = response.json().await.unwrap();
+        assert_eq!((&body["code"], &body["field"]), (&json!(code), &json!(field)), "{body}");
+    }
+    for body in [json!({ "concurency": 1 }), json!({ "concurrency": "1" }), json!([])] {
+        assert_eq!(problem(put(&server, &body).await).await.0, 422, "{body}");
+    }
+    assert_eq!(server.get(SETTINGS).await, json!({ "concurrency": 3 }));
+    for method in [Method::GET, Method::PUT, Method::DELETE] {
+        let foreign = server.request(method, "/v1/workflows/other/flow-control").json(&json!({})).send().await.unwrap();
+        assert_eq!(problem(foreign).await, (404, "unknown_workflow".to_owned()));
+    }
+    let keys = server.request(Method::GET, "/v1/workflows/other/flow-control/keys").send().await.unwrap();
+    assert_eq!(problem(keys).await, (404, "unknown_workflow".to_owned()));
+
+    // An expression that has no value for an input refuses the start, and says which.
+    for control in
+        [json!({ "key": ".account" }), json!({ "priority": ".[0].publish" }), json!({ "key": "(\"x\" * 300)" })]
+    {
+        set(&server, control.clone()).await;
+        let response = server.post_run("waits", json!([{ "publish": "p" }])).send().await.unwrap();
+        assert_eq!(problem(response).await, (422, "flow_control_failed".to_owned()), "{control}");
+    }
+    assert_eq!(server.get("/v1/runs").await["data"], json!([]), "nothing was started");
+}
