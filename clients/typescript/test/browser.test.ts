@@ -53,8 +53,16 @@ async function newPage(): Promise<Page> {
   return context.newPage();
 }
 
-/** What the journal says that a page must show. */
-async function truth(id: string): Promise<{ seq: string; status: string; updates: string }> {
+/** What a page shows: its last event, how many it was brought, the run's status, and the updates that count. */
+interface Shown {
+  readonly seq: string;
+  readonly seen: string;
+  readonly status: string;
+  readonly updates: string;
+}
+
+/** What the journal says that a page must show. Each event brought once makes as many as the last one's number. */
+async function truth(id: string): Promise<Shown> {
   const events: RunEvent[] = [];
   for (;;) {
     const page = await server.client.events(id, { after: events.at(-1)?.seq ?? 0, limit: 1000 });
@@ -62,15 +70,22 @@ async function truth(id: string): Promise<{ seq: string; status: string; updates
     if (!page.page.has_more) break;
   }
   const view = events.reduce(seeEvent, emptyView);
-  return { seq: String(view.seq), status: view.status, updates: JSON.stringify(view.updates.map((update) => update.seq)) };
+  return { seq: String(view.seq), seen: String(view.seq), status: view.status, updates: JSON.stringify(view.updates.map((update) => update.seq)) };
 }
 
 /** What `examples/live` shows. */
-const shown = (page: Page): Promise<{ seq: string; status: string; updates: string }> =>
+const shown = (page: Page): Promise<Shown> =>
   page.evaluate(() => {
-    const { seq, status, updates } = document.body.dataset;
-    return { seq: seq ?? "", status: status ?? "", updates: updates ?? "" };
+    const { seq, seen, status, updates } = document.body.dataset;
+    return { seq: seq ?? "", seen: seen ?? "", status: status ?? "", updates: updates ?? "" };
   });
+
+/** Takes the network away from a page for a while. */
+async function outage(): Promise<void> {
+  await context?.setOffline(true);
+  await new Promise((done) => setTimeout(done, 500)); // the outage's length, not a wait for something
+  await context?.setOffline(false);
+}
 
 async function agrees(page: Page, id: string): Promise<void> {
   await eventually("the run to end", async () => {
@@ -99,10 +114,9 @@ describe("examples/live, with the browser's own EventSource", () => {
     const page = await newPage();
     await page.goto(`${server.url}/live/?run=${run.id}`);
     await eventually("some events", async () => (Number((await shown(page)).seq) > 5 ? true : undefined));
-    await context?.setOffline(true);
-    await new Promise((done) => setTimeout(done, 500));
-    await context?.setOffline(false);
+    await outage();
     await server.kill();
+    await page.getByText("connecting again").waitFor();
     await server.up();
     await agrees(page, run.id);
   });
@@ -115,9 +129,22 @@ describe("examples/live, with the browser's own EventSource", () => {
       const page = await newPage();
       await page.goto(`${proxy.url}/live/?run=${run.id}&token=${encodeURIComponent(token)}`);
       await agrees(page, run.id);
+      if (torture.cutAfterMs !== undefined) expect(proxy.streams).toBeGreaterThan(1);
       await context?.close();
       proxy.close();
     }
+  });
+
+  it("follows the run of a token that is handed to it", async () => {
+    const run = await server.client.start("probe", { updates: 3 });
+    const { token } = await server.client.runToken(run.id);
+    const page = await newPage();
+    await page.goto(`${server.url}/live/`);
+    await page.getByText("by its token").click();
+    await page.getByLabel("Run", { exact: true }).fill(run.id);
+    await page.getByLabel("Token").fill(token);
+    await page.getByRole("button", { name: "Follow" }).click();
+    await agrees(page, run.id);
   });
 
   it("says that it is a person's turn, and sends what the person says", async () => {
@@ -125,7 +152,7 @@ describe("examples/live, with the browser's own EventSource", () => {
     const page = await newPage();
     await page.goto(`${server.url}/live/?run=${run.id}`);
     await page.getByText("waits for somebody").waitFor();
-    await page.getByLabel("Signal").fill("go");
+    expect(await page.getByLabel("Signal").inputValue()).toBe("go");
     await page.getByLabel("Payload").fill('{"by": "Ada"}');
     await page.getByRole("button", { name: "Send" }).click();
     await agrees(page, run.id);
@@ -149,38 +176,50 @@ describe("the client, in a browser of another origin", () => {
   });
   afterAll(() => void app?.close());
 
-  it("sees every event once, in order, through a cutting proxy, an outage and a killed server", async () => {
-    const proxy = await Proxy.start(() => server.url, { cutAfterMs: 2_000 });
-    const run = await server.client.start("probe", { ...slow, busy_ms: 1_200 });
-    const { token } = await server.client.runToken(run.id);
-    const page = await newPage();
-    await page.goto(origin);
-    await page.addScriptTag({ content: bundle });
-    const following = page.evaluate(
+  /** Follows a run in the page, from where the tab was before it was reloaded. What was seen is in the tab's storage. */
+  const followed = (page: Page, url: string, credential: string, id: string): Promise<void> =>
+    page.evaluate(
       async ([url, credential, id]) => {
-        const { Stepwell, emptyView, seeEvent } = (globalThis as unknown as { stepwell: typeof import("../src/index.js") }).stepwell;
-        const seen: number[] = [];
-        let view = emptyView;
-        for await (const event of new Stepwell({ url: url ?? "", credential: credential ?? "" }).subscribe(id ?? "", { backoffMaxMs: 300 })) {
-          seen.push(event.seq);
-          view = seeEvent(view, event);
+        const { Stepwell } = (globalThis as unknown as { stepwell: typeof import("../src/index.js") }).stepwell;
+        const seen: RunEvent[] = JSON.parse(sessionStorage.getItem("seen") ?? "[]") as RunEvent[];
+        const client = new Stepwell({ url: url ?? "", credential: credential ?? "" });
+        for await (const event of client.subscribe(id ?? "", { after: seen.at(-1)?.seq ?? 0, backoffMaxMs: 300 })) {
+          seen.push(event);
+          sessionStorage.setItem("seen", JSON.stringify(seen));
         }
-        return { seen, status: view.status, updates: view.updates.map((update) => update.seq) };
       },
-      [proxy.url, token, run.id],
+      [url, credential, id],
     );
-    await eventually("some events", async () => ((await server.client.events(run.id, { after: 15, limit: 1 })).data.length > 0 ? true : undefined));
-    await context?.setOffline(true);
-    await new Promise((done) => setTimeout(done, 300));
-    await context?.setOffline(false);
-    await server.kill();
-    await server.up();
-    const { seen, status, updates } = await following;
-    proxy.close();
-    const expected = await truth(run.id);
-    expect(seen).toEqual(Array.from({ length: Number(expected.seq) }, (_, index) => index + 1));
-    expect({ status, updates: JSON.stringify(updates) }).toEqual({ status: expected.status, updates: expected.updates });
-  });
+  const seenBy = async (page: Page): Promise<RunEvent[]> =>
+    JSON.parse((await page.evaluate(() => sessionStorage.getItem("seen"))) ?? "[]") as RunEvent[];
+
+  for (const [name, torture] of [["cuts every connection after 2 s", { cutAfterMs: 2_000 }], ["collects for a second", { bufferMs: 1_000 }]] as const) {
+    it(`sees every event once, in order, through a reload, an outage, a killed server and a proxy that ${name}`, async () => {
+      const proxy = await Proxy.start(() => server.url, torture);
+      const run = await server.client.start("probe", { ...slow, busy_ms: 1_200 });
+      const { token } = await server.client.runToken(run.id);
+      const page = await newPage();
+      await page.goto(origin);
+      await page.addScriptTag({ content: bundle });
+      const before = followed(page, proxy.url, token, run.id).catch(() => undefined); // the reload ends it
+      await eventually("some events", async () => ((await seenBy(page)).length > 5 ? true : undefined));
+      await page.reload();
+      await before;
+      await page.addScriptTag({ content: bundle });
+      const following = followed(page, proxy.url, token, run.id);
+      await outage();
+      await server.kill();
+      await server.up();
+      await following;
+      const seen = await seenBy(page);
+      proxy.close();
+      expect(proxy.streams).toBeGreaterThan(2);
+      const expected = await truth(run.id);
+      expect(seen.map(({ seq }) => seq)).toEqual(Array.from({ length: Number(expected.seq) }, (_, index) => index + 1));
+      const { status, updates } = seen.reduce(seeEvent, emptyView);
+      expect({ status, updates: JSON.stringify(updates.map(({ seq }) => seq)) }).toEqual({ status: expected.status, updates: expected.updates });
+    });
+  }
 
   it("is not let in from an origin that the tenant has not named", async () => {
     const stranger = createServer((_, answer) => answer.writeHead(200, { "content-type": "text/html" }).end("<!doctype html>"));

@@ -12,6 +12,8 @@ export interface Torture {
 /** A proxy that is not good to streams. */
 export class Proxy {
   connections = 0;
+  /** Those of them that asked for events. */
+  streams = 0;
 
   private constructor(
     private readonly server: HttpServer,
@@ -21,6 +23,7 @@ export class Proxy {
   static async start(target: () => string, torture: Torture): Promise<Proxy> {
     const server = createServer((incoming, answer) => {
       proxy.connections += 1;
+      if (incoming.url?.includes("/events") === true && incoming.method === "GET") proxy.streams += 1;
       const forward = request(target() + incoming.url, { method: incoming.method, headers: incoming.headers }, (response) => {
         answer.writeHead(response.statusCode ?? 502, response.headers);
         const held: Buffer[] = [];
