@@ -15,12 +15,15 @@ import { eventually, Server } from "./server.js";
 const executablePath = process.env["CHROMIUM"] ?? "/usr/bin/chromium";
 
 let server: Server;
+/** Stands before the server: it shows the page as it is in this repository, and can take the network away. */
+let network: Proxy;
 let browser: Browser;
 let bundle: string;
 let context: BrowserContext | undefined;
 
 beforeAll(async () => {
   server = await Server.start();
+  network = await Proxy.start(() => server.url);
   server.deploy("probe", "stepwell_probe");
   server.deploy("waits", "stepwell_waits");
   const built = await build({
@@ -41,6 +44,7 @@ beforeAll(async () => {
 });
 afterAll(async () => {
   await browser?.close();
+  network?.close();
   await server?.close();
 });
 afterEach(async () => {
@@ -61,7 +65,7 @@ interface Shown {
   readonly updates: string;
 }
 
-/** What the journal says that a page must show. Each event brought once makes as many as the last one's number. */
+/** What the journal says that a page must show, if each of its events was brought once. */
 async function truth(id: string): Promise<Shown> {
   const events: RunEvent[] = [];
   for (;;) {
@@ -70,7 +74,7 @@ async function truth(id: string): Promise<Shown> {
     if (!page.page.has_more) break;
   }
   const view = events.reduce(seeEvent, emptyView);
-  return { seq: String(view.seq), seen: String(view.seq), status: view.status, updates: JSON.stringify(view.updates.map((update) => update.seq)) };
+  return { seq: String(view.seq), seen: String(events.length), status: view.status, updates: JSON.stringify(view.updates.map((update) => update.seq)) };
 }
 
 /** What `examples/live` shows. */
@@ -80,11 +84,23 @@ const shown = (page: Page): Promise<Shown> =>
     return { seq: seq ?? "", seen: seen ?? "", status: status ?? "", updates: updates ?? "" };
   });
 
-/** Takes the network away from a page for a while. */
-async function outage(): Promise<void> {
+/**
+ * Takes the network away from a page until it has felt it. Chromium's offline mode refuses new connections and leaves open
+ * streams alone, so the proxy cuts those, and lets nobody through.
+ */
+async function outage(proxy: Proxy, felt: () => Promise<unknown>): Promise<void> {
+  const died = proxy.died;
   await context?.setOffline(true);
-  await new Promise((done) => setTimeout(done, 500)); // the outage's length, not a wait for something
+  proxy.down();
+  await felt();
+  expect(proxy.died).toBeGreaterThan(died);
+  proxy.up();
   await context?.setOffline(false);
+}
+
+/** A run that goes on: what follows happens in the middle of it. */
+async function isUnderWay(id: string): Promise<void> {
+  expect((await server.client.run(id)).ended_at ?? null).toBeNull();
 }
 
 async function agrees(page: Page, id: string): Promise<void> {
@@ -103,8 +119,9 @@ describe("examples/live, with the browser's own EventSource", () => {
   it("shows a run live, through a reload in the middle", async () => {
     const run = await server.client.start("probe", slow);
     const page = await newPage();
-    await page.goto(`${server.url}/live/?run=${run.id}`);
+    await page.goto(`${network.url}/live/?run=${run.id}`);
     await eventually("some events", async () => (Number((await shown(page)).seq) > 10 ? true : undefined));
+    await isUnderWay(run.id);
     await page.reload();
     await agrees(page, run.id);
   });
@@ -112,9 +129,11 @@ describe("examples/live, with the browser's own EventSource", () => {
   it("goes on when the network is gone for a while, and when the server is killed", async () => {
     const run = await server.client.start("probe", slow);
     const page = await newPage();
-    await page.goto(`${server.url}/live/?run=${run.id}`);
+    await page.goto(`${network.url}/live/?run=${run.id}`);
     await eventually("some events", async () => (Number((await shown(page)).seq) > 5 ? true : undefined));
-    await outage();
+    await outage(network, () => page.getByText("connecting again").waitFor());
+    await page.getByText("live", { exact: true }).waitFor();
+    await isUnderWay(run.id);
     await server.kill();
     await page.getByText("connecting again").waitFor();
     await server.up();
@@ -135,11 +154,21 @@ describe("examples/live, with the browser's own EventSource", () => {
     }
   });
 
+  it("counts what it is brought twice, and shows it once", async () => {
+    const page = await newPage();
+    const frame = (seq: number, kind: string): string => `id: ${seq}\nevent: ${kind}\ndata: ${JSON.stringify({ seq, at: "", kind, node: "a", topic: "t", payload: seq })}\n\n`;
+    const body = frame(1, "run.started") + frame(2, "step.update") + frame(2, "step.update") + frame(3, "run.cancelled");
+    await page.route("**/events?*", (route) => route.fulfill({ contentType: "text/event-stream", body }));
+    await page.goto(`${network.url}/live/?run=r&token=t`);
+    await eventually("the end", async () => ((await shown(page)).status === "cancelled" ? true : undefined));
+    expect(await shown(page)).toEqual({ seq: "3", seen: "4", status: "cancelled", updates: "[2]" });
+  });
+
   it("follows the run of a token that is handed to it", async () => {
     const run = await server.client.start("probe", { updates: 3 });
     const { token } = await server.client.runToken(run.id);
     const page = await newPage();
-    await page.goto(`${server.url}/live/`);
+    await page.goto(`${network.url}/live/`);
     await page.getByText("by its token").click();
     await page.getByLabel("Run", { exact: true }).fill(run.id);
     await page.getByLabel("Token").fill(token);
@@ -150,7 +179,7 @@ describe("examples/live, with the browser's own EventSource", () => {
   it("says that it is a person's turn, and sends what the person says", async () => {
     const run = await server.client.start("waits", [{ signal: { name: "go" } }, { publish: "thanks" }]);
     const page = await newPage();
-    await page.goto(`${server.url}/live/?run=${run.id}`);
+    await page.goto(`${network.url}/live/?run=${run.id}`);
     await page.getByText("waits for somebody").waitFor();
     expect(await page.getByLabel("Signal").inputValue()).toBe("go");
     await page.getByLabel("Payload").fill('{"by": "Ada"}');
@@ -176,27 +205,31 @@ describe("the client, in a browser of another origin", () => {
   });
   afterAll(() => void app?.close());
 
-  /** Follows a run in the page, from where the tab was before it was reloaded. What was seen is in the tab's storage. */
+  /** Follows a run in the page, from where the tab was when it was reloaded. What was seen is in the tab's storage. */
   const followed = (page: Page, url: string, credential: string, id: string): Promise<void> =>
     page.evaluate(
       async ([url, credential, id]) => {
         const { Stepwell } = (globalThis as unknown as { stepwell: typeof import("../src/index.js") }).stepwell;
         const seen: RunEvent[] = JSON.parse(sessionStorage.getItem("seen") ?? "[]") as RunEvent[];
+        addEventListener("pagehide", () => sessionStorage.setItem("seen", JSON.stringify(seen)));
+        const states: boolean[] = [];
+        Object.assign(globalThis, { seen, states });
         const client = new Stepwell({ url: url ?? "", credential: credential ?? "" });
-        for await (const event of client.subscribe(id ?? "", { after: seen.at(-1)?.seq ?? 0, backoffMaxMs: 300 })) {
-          seen.push(event);
-          sessionStorage.setItem("seen", JSON.stringify(seen));
-        }
+        const onConnection = ({ connected }: { connected: boolean }): void => void states.push(connected);
+        for await (const event of client.subscribe(id ?? "", { after: seen.at(-1)?.seq ?? 0, backoffMaxMs: 300, onConnection })) seen.push(event);
       },
       [url, credential, id],
     );
-  const seenBy = async (page: Page): Promise<RunEvent[]> =>
-    JSON.parse((await page.evaluate(() => sessionStorage.getItem("seen"))) ?? "[]") as RunEvent[];
+  const seenBy = (page: Page): Promise<RunEvent[]> =>
+    page.evaluate(() => (globalThis as unknown as { seen?: RunEvent[] }).seen ?? []);
+  /** How often the page was told that its connection is there, or that it is lost. */
+  const told = (page: Page, connected: boolean): Promise<number> =>
+    page.evaluate((of) => (globalThis as unknown as { states: boolean[] }).states.filter((state) => state === of).length, connected);
 
   for (const [name, torture] of [["cuts every connection after 2 s", { cutAfterMs: 2_000 }], ["collects for a second", { bufferMs: 1_000 }]] as const) {
     it(`sees every event once, in order, through a reload, an outage, a killed server and a proxy that ${name}`, async () => {
       const proxy = await Proxy.start(() => server.url, torture);
-      const run = await server.client.start("probe", { ...slow, busy_ms: 1_200 });
+      const run = await server.client.start("probe", { ...slow, busy_ms: 2_500 });
       const { token } = await server.client.runToken(run.id);
       const page = await newPage();
       await page.goto(origin);
@@ -205,17 +238,28 @@ describe("the client, in a browser of another origin", () => {
       await eventually("some events", async () => ((await seenBy(page)).length > 5 ? true : undefined));
       await page.reload();
       await before;
+      const kept = await page.evaluate(() => (JSON.parse(sessionStorage.getItem("seen") ?? "[]") as unknown[]).length);
+      expect(kept).toBeGreaterThan(5);
       await page.addScriptTag({ content: bundle });
       const following = followed(page, proxy.url, token, run.id);
-      await outage();
+      const more = async (): Promise<void> => {
+        const { length } = await seenBy(page);
+        await eventually("more events", async () => ((await seenBy(page)).length > Math.max(length, kept) ? true : undefined));
+      };
+      await more();
+      const lost = await told(page, false);
+      await outage(proxy, () => eventually("the outage to be felt", async () => ((await told(page, false)) > lost ? true : undefined)));
+      await more();
+      await isUnderWay(run.id);
+      const died = proxy.died;
       await server.kill();
+      await eventually("the stream to die", () => (proxy.died > died ? true : undefined));
       await server.up();
       await following;
       const seen = await seenBy(page);
       proxy.close();
-      expect(proxy.streams).toBeGreaterThan(2);
       const expected = await truth(run.id);
-      expect(seen.map(({ seq }) => seq)).toEqual(Array.from({ length: Number(expected.seq) }, (_, index) => index + 1));
+      expect(seen.map(({ seq }) => seq)).toEqual(Array.from({ length: Number(expected.seen) }, (_, index) => index + 1));
       const { status, updates } = seen.reduce(seeEvent, emptyView);
       expect({ status, updates: JSON.stringify(updates.map(({ seq }) => seq)) }).toEqual({ status: expected.status, updates: expected.updates });
     });
@@ -241,7 +285,7 @@ it("the page looks as it should", async () => {
   const run = await server.client.start("probe", { updates: 3 });
   const page = await newPage();
   await page.setViewportSize({ width: 1200, height: 800 });
-  await page.goto(`${server.url}/live/?run=${run.id}`);
+  await page.goto(`${network.url}/live/?run=${run.id}`);
   await agrees(page, run.id);
   await page.locator("nav button").first().waitFor();
   const folder = process.env["SCREENSHOTS"] ?? mkdtempSync(join(tmpdir(), "stepwell-live-"));
