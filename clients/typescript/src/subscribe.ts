@@ -28,6 +28,11 @@ export interface SubscribeOptions {
   readonly onConnection?: (state: { readonly connected: boolean; readonly error?: unknown }) => void;
   /** A connection that says nothing for so long is dead: the server says something every 15 s. Milliseconds, 45,000. */
   readonly silenceMs?: number;
+  /**
+   * A stream of which nothing arrives for so long is held back on its way, and pages that wait take its place: the server
+   * says something at once. Milliseconds, 10,000.
+   */
+  readonly firstByteMs?: number;
   /** The longest wait before coming back. Milliseconds, 15,000. */
   readonly backoffMaxMs?: number;
 }
@@ -43,6 +48,13 @@ export interface StreamTarget {
 const RETRY_MS = 1_000;
 const SILENCE_MS = 45_000;
 const BACKOFF_MAX_MS = 15_000;
+const FIRST_BYTE_MS = 10_000;
+/** So many streams in a row that have a head and nothing else are enough to know that somebody holds them back. */
+const HELD_STREAMS = 2;
+/** How long a page waits for its first event. Gateways that hold answers back give up on them after 29 s and more. */
+const PAGE_WAIT_S = 20;
+/** The most that the server puts on a page. */
+const PAGE_LIMIT = 1_000;
 /** After so many attempts in a row without an answer a new token is asked for. */
 const UNANSWERED = 3;
 /** So many new tokens in a row that are refused are enough to know that the next will be too. */
@@ -80,6 +92,8 @@ async function* follow<E>(
   let unanswered = 0;
   // New tokens that were refused too.
   let stale = 0;
+  // Streams of which nothing came; from HELD_STREAMS on, pages are read instead.
+  let held = 0;
   let token: string | undefined;
   let why: "first" | "expired" = "first";
   const isOver = (): boolean => signal?.aborted === true;
@@ -95,23 +109,38 @@ async function* follow<E>(
         unanswered = 0;
         stale = 0;
       };
-      for await (const event of connect<E>(target, token, last, options, connection, heard, (ms) => (retryMs = ms))) {
+      const attempt: Attempt = { target, token, after: last, options, connection, onHeard: heard, onRetry: (ms) => (retryMs = ms) };
+      const isPaged = held >= HELD_STREAMS;
+      for await (const item of isPaged ? pages<E>(attempt) : stream<E>(attempt)) {
+        if (!isPaged) held = 0;
+        if (!("event" in item)) {
+          // What a filter has left out has its position too.
+          last = Math.max(last, item.position ?? 0);
+          continue;
+        }
         // The server repeats nothing; a proxy that does must not be able to.
-        if (position(event) <= last) continue;
-        last = position(event);
-        yield event;
-        if (isLast(event)) return;
+        if (position(item.event) <= last) continue;
+        last = position(item.event);
+        yield item.event;
+        if (isLast(item.event)) return;
       }
     } catch (caught) {
       error = caught;
       if (caught instanceof NothingFollows) return;
       if (caught instanceof Refused) throw caught.cause;
+      if (caught instanceof Held) {
+        held = caught.hadHead ? held + 1 : HELD_STREAMS;
+        // It was waited for already.
+        if (held >= HELD_STREAMS && !isOver()) continue;
+      }
+      // Whether the run has ended without that its end was asked for, only a stream says.
+      if (caught instanceof NothingNew) held = 0;
       if (caught instanceof StepwellError && !caught.isTransient) {
         if (!isStale(caught) || typeof target.credential === "string" || stale >= STALE_TOKENS) throw caught;
         [token, why] = [undefined, "expired"];
         // A new token is tried at once, but not again and again.
         if (stale++ === 0) continue;
-      } else if (!(caught instanceof StepwellError)) {
+      } else if (!(caught instanceof StepwellError || caught instanceof Held || caught instanceof NothingNew)) {
         unanswered += 1;
       }
     } finally {
@@ -120,8 +149,12 @@ async function* follow<E>(
       connection.abort();
     }
     if (isOver()) return;
-    // In a page of another origin, a token whose key was replaced looks like a network that is not there.
-    if (unanswered >= UNANSWERED && typeof target.credential !== "string") [token, why, unanswered] = [undefined, "expired", 0];
+    if (unanswered >= UNANSWERED) {
+      // In a page of another origin, a token whose key was replaced looks like a network that is not there.
+      if (typeof target.credential !== "string") [token, why] = [undefined, "expired"];
+      // The network that is back may be another one, through which streams pass.
+      [unanswered, held] = [0, 0];
+    }
     options.onConnection?.(error === undefined ? { connected: false } : { connected: false, error });
     const backoff = Math.min(retryMs * 2 ** Math.min(failures++, 10), options.backoffMaxMs ?? BACKOFF_MAX_MS);
     const asked = error instanceof StepwellError ? (error.retryAfterMs ?? 0) : 0;
@@ -141,16 +174,33 @@ class NothingFollows extends Error {}
 /** Whoever gives tokens says no, which is `cause`. */
 class Refused extends Error {}
 
-async function* connect<E>(
-  target: StreamTarget,
-  token: string,
-  after: number,
-  options: SubscribeOptions,
-  connection: AbortController,
-  onHeard: () => void,
-  onRetry: (ms: number) => void,
-): AsyncGenerator<E, void, undefined> {
-  const query = new URLSearchParams();
+/** Nothing of a stream came through, or its head and nothing else. */
+class Held extends Error {
+  constructor(readonly hadHead: boolean) {
+    super("nothing of the stream came through");
+  }
+}
+
+/** A page that should have waited was empty at once: the run has ended, or the server is about to. */
+class NothingNew extends Error {}
+
+/** One connection, or one page after the other. */
+interface Attempt {
+  readonly target: StreamTarget;
+  readonly token: string;
+  readonly after: number;
+  readonly options: SubscribeOptions;
+  readonly connection: AbortController;
+  readonly onHeard: () => void;
+  readonly onRetry: (ms: number) => void;
+}
+
+/** What comes: an event, or a position up to which there is none that is wanted. */
+type Item<E> = { readonly event: E } | { readonly position?: number };
+
+/** Where to ask, for what, from a position on. */
+function urlOf({ target, options }: Attempt, after: number, more: Readonly<Record<string, string>> = {}): string {
+  const query = new URLSearchParams(more);
   if (after > 0) query.set("after", String(after));
   if (options.topics !== undefined) query.set("topics", options.topics.join(","));
   if (options.kinds !== undefined) query.set("kinds", options.kinds.join(","));
@@ -158,49 +208,107 @@ async function* connect<E>(
     const value = options[name];
     if (value !== undefined) query.set(name, value);
   }
-  const url = query.size > 0 ? `${target.url}?${query}` : target.url;
-  const silent = watchdog(options.silenceMs ?? SILENCE_MS, connection);
+  return query.size > 0 ? `${target.url}?${query}` : target.url;
+}
+
+/** The answer, if it is one. */
+async function ask({ target, token, connection }: Attempt, url: string, type: string): Promise<ReadableStreamDefaultReader<Uint8Array>> {
+  const response = await target.fetch(url, {
+    headers: { accept: type, authorization: `Bearer ${token}` },
+    cache: "no-store",
+    signal: connection.signal,
+  });
+  if (response.status === 204) throw new NothingFollows();
+  if (!response.ok) throw await errorOf(response);
+  const given = response.headers.get("content-type") ?? "";
+  // Such as the page on which a hotel wants its guests to log in.
+  if (response.body === null || !given.startsWith(type)) throw new TypeError(`the answer is ${given || "nothing"}, not ${type}`);
+  return response.body.getReader();
+}
+
+/** A stream of server-sent events. */
+async function* stream<E>(attempt: Attempt): AsyncGenerator<Item<E>, void, undefined> {
+  const { options, connection, onHeard, onRetry } = attempt;
+  const silenceMs = options.silenceMs ?? SILENCE_MS;
+  const silent = watchdog(Math.min(options.firstByteMs ?? FIRST_BYTE_MS, silenceMs), connection);
+  let hadHead = false;
+  let hadBytes = false;
   try {
-    const response = await target.fetch(url, {
-      headers: { accept: "text/event-stream", authorization: `Bearer ${token}` },
-      cache: "no-store",
-      signal: connection.signal,
-    });
-    if (response.status === 204) throw new NothingFollows();
-    if (!response.ok) throw await errorOf(response);
-    const type = response.headers.get("content-type") ?? "";
-    // Such as the page on which a hotel wants its guests to log in.
-    if (response.body === null || !type.startsWith("text/event-stream")) throw new TypeError(`the answer is ${type || "nothing"}, not a stream`);
-    options.onConnection?.({ connected: true });
+    const reader = await ask(attempt, urlOf(attempt, attempt.after), "text/event-stream");
+    hadHead = true;
     const parser = new FrameParser();
-    const reader = response.body.getReader();
     for (;;) {
-      silent.listen();
+      if (hadBytes) silent.listen(silenceMs);
       const { done, value } = await reader.read();
       // The silence of whoever takes the events is not the connection's.
       silent.stop();
       if (done) return; // cut, or the server stops: the run's end is an event
       onHeard();
+      if (!hadBytes) {
+        hadBytes = true;
+        options.onConnection?.({ connected: true });
+        yield {};
+      }
       for (const frame of parser.push(value)) {
         if (frame.retry !== undefined) onRetry(frame.retry);
-        if (frame.data !== undefined) yield JSON.parse(frame.data) as E;
+        if (frame.data !== undefined) yield { event: JSON.parse(frame.data) as E };
       }
     }
+  } catch (error) {
+    throw silent.hasBarked() && !hadBytes ? new Held(hadHead) : error;
   } finally {
     silent.stop();
   }
 }
 
+/** Pages that wait, one after the other, for where streams do not pass: what holds answers back passes those that end. */
+async function* pages<E>(attempt: Attempt): AsyncGenerator<Item<E>, void, undefined> {
+  const { options, connection, onHeard } = attempt;
+  const silenceMs = options.silenceMs ?? SILENCE_MS;
+  // The first does not wait: it says that the connection is there.
+  for (let { after } = attempt, wait = 0; ; wait = PAGE_WAIT_S) {
+    const silent = watchdog(wait * 1_000 + silenceMs, connection);
+    const asked = performance.now();
+    let text = "";
+    try {
+      const reader = await ask(attempt, urlOf(attempt, after, { limit: String(PAGE_LIMIT), wait: String(wait) }), "application/json");
+      const decoder = new TextDecoder();
+      for (;;) {
+        const { done, value } = await reader.read();
+        if (done) break;
+        silent.listen(silenceMs);
+        text += decoder.decode(value, { stream: true });
+      }
+    } finally {
+      silent.stop();
+    }
+    const { data, page } = JSON.parse(text) as { data: E[]; page: { cursor: string | null; has_more: boolean } };
+    onHeard();
+    if (wait === 0) options.onConnection?.({ connected: true });
+    for (const event of data) yield { event };
+    const position = Number(page.cursor) || after;
+    yield { position };
+    if (wait > 0 && data.length === 0 && !page.has_more && performance.now() - asked < wait * 500) throw new NothingNew();
+    after = Math.max(after, position);
+  }
+}
+
 /** Cuts a connection on which nothing is heard while it is listened to. */
-function watchdog(ms: number, connection: AbortController): { listen(): void; stop(): void } {
-  const bark = (): void => connection.abort(new Error(`nothing was heard for ${ms} ms`));
-  let timer = setTimeout(bark, ms);
+function watchdog(ms: number, connection: AbortController): { listen(ms: number): void; stop(): void; hasBarked(): boolean } {
+  let barked = false;
+  const listen = (ms: number): ReturnType<typeof setTimeout> =>
+    setTimeout(() => {
+      barked = true;
+      connection.abort(new Error(`nothing was heard for ${ms} ms`));
+    }, ms);
+  let timer = listen(ms);
   return {
-    listen() {
+    listen(ms) {
       clearTimeout(timer);
-      timer = setTimeout(bark, ms);
+      timer = listen(ms);
     },
     stop: () => clearTimeout(timer),
+    hasBarked: () => barked,
   };
 }
 

@@ -110,6 +110,47 @@ describe("a subscription survives", () => {
   });
 });
 
+describe("a subscription whose streams are held back", () => {
+  const holds: Answer = () => undefined;
+  const page = (cursor: number, ...data: RunEvent[]): Answer => (answer) =>
+    void answer.writeHead(200, { "content-type": "application/json" }).end(JSON.stringify({ data, page: { cursor: `${cursor}`, has_more: false, limit: 1000 } }));
+  const asksFor = (asked: IncomingMessage[]): string[] =>
+    asked.map(({ headers, url }) => `${headers.accept === "text/event-stream" ? "stream" : "page"} after ${new URL(url ?? "", "http://x").searchParams.get("after") ?? 0}`);
+
+  it("goes on behind what pages have left out, and gets new tokens as it would", async () => {
+    const { url, asked } = await scripted(says(event(1)), holds, page(5, event(3), event(3)), refuses(401, "expired_token"), page(9), page(12, event(11), end(12)));
+    const given: string[] = [];
+    expect((await follow(url, (why) => `${given.push(why)}`, { firstByteMs: 100 })).map(({ seq }) => seq)).toEqual([1, 3, 11, 12]);
+    expect(asksFor(asked)).toEqual(["stream after 0", "stream after 1", "page after 1", "page after 5", "page after 5", "page after 9"]);
+    expect(given).toEqual(["first", "expired"]);
+  });
+
+  it("ends where a run has ended before", async () => {
+    const { url, asked } = await scripted(holds, page(7), page(7), (answer) => void answer.writeHead(204).end());
+    expect(await follow(url, "k", { after: 7, firstByteMs: 100 })).toEqual([]);
+    // The second page came at once, though it should have waited: so a stream is asked for, which says whether something follows.
+    expect(asksFor(asked)).toEqual(["stream after 7", "page after 7", "page after 7", "stream after 7"]);
+  });
+
+  it("tries a stream again when the network was away", async () => {
+    const gone: Answer = (answer) => void answer.destroy();
+    const { url, asked } = await scripted(holds, page(1, event(1)), gone, gone, gone, says(event(2), end(3)));
+    expect((await follow(url, "k", { firstByteMs: 100 })).map(({ seq }) => seq)).toEqual([1, 2, 3]);
+    expect(asksFor(asked).map((what) => what.split(" ")[0])).toEqual(["stream", "page", "page", "page", "page", "stream"]);
+  });
+
+  it("reads pages after two streams that had a head and nothing else, and not after one", async () => {
+    const head: Answer = (answer) => stream(answer).flushHeaders();
+    const once = await scripted(head, says(event(1), end(2)));
+    expect(await follow(once.url, "k", { firstByteMs: 100 })).toHaveLength(2);
+    expect(asksFor(once.asked)).toEqual(["stream after 0", "stream after 0"]);
+    server?.close();
+    const twice = await scripted(head, head, page(2, event(1), end(2)));
+    expect(await follow(twice.url, "k", { firstByteMs: 100 })).toHaveLength(2);
+    expect(asksFor(twice.asked)).toEqual(["stream after 0", "stream after 0", "page after 0"]);
+  });
+});
+
 describe("a token", () => {
   const expired = refuses(401, "expired_token");
 
