@@ -53,6 +53,8 @@ const FIRST_BYTE_MS = 10_000;
 const HELD_STREAMS = 2;
 /** How long a page waits for its first event. Gateways that hold answers back give up on them after 29 s and more. */
 const PAGE_WAIT_S = 20;
+/** Timers of more than that fire at once. 24 days. */
+const TIMER_MAX_MS = 2 ** 31 - 1;
 /** The most that the server puts on a page. */
 const PAGE_LIMIT = 1_000;
 /** After so many attempts in a row without an answer a new token is asked for. */
@@ -67,7 +69,7 @@ type Position<E> = (event: E) => number;
  * after the run's terminal event, and at no other time but by its signal or by an error that will not go away.
  */
 export function followRun(target: StreamTarget, options: SubscribeOptions): AsyncGenerator<RunEvent, void, undefined> {
-  return follow<RunEvent>(target, options, (event) => event.seq, isTerminal);
+  return leavable(options, (left) => follow<RunEvent>(target, options, left, (event) => event.seq, isTerminal));
 }
 
 /** Follows a channel, which has no end. */
@@ -75,16 +77,49 @@ export function followChannel(
   target: StreamTarget,
   options: SubscribeOptions,
 ): AsyncGenerator<ChannelEvent, void, undefined> {
-  return follow<ChannelEvent>(target, options, (event) => event.cursor, () => false);
+  return leavable(options, (left) => follow<ChannelEvent>(target, options, left, (event) => event.cursor, () => false));
+}
+
+/**
+ * An iteration that can be left while it waits for the next event. A generator's own `return` would wait with it, and keep
+ * the connection until something happens.
+ */
+function leavable<E>(
+  { signal }: SubscribeOptions,
+  begin: (left: AbortSignal) => AsyncGenerator<E, void, undefined>,
+): AsyncGenerator<E, void, undefined> {
+  const leaving = new AbortController();
+  const leave = (): void => leaving.abort();
+  const iterate = async function* (): AsyncGenerator<E, void, undefined> {
+    signal?.addEventListener("abort", leave);
+    if (signal?.aborted === true) leave();
+    try {
+      yield* begin(leaving.signal);
+    } finally {
+      signal?.removeEventListener("abort", leave);
+    }
+  };
+  const events = iterate();
+  const end = events.return.bind(events);
+  events.return = (value) => {
+    leave();
+    return end(value);
+  };
+  events.throw = async (error) => {
+    leave();
+    await end();
+    throw error;
+  };
+  return events;
 }
 
 async function* follow<E>(
   target: StreamTarget,
   options: SubscribeOptions,
+  left: AbortSignal,
   position: Position<E>,
   isLast: (event: E) => boolean,
 ): AsyncGenerator<E, void, undefined> {
-  const { signal } = options;
   let last = options.after ?? 0;
   let retryMs = RETRY_MS;
   // Attempts since something was heard, and those of them that got no answer at all.
@@ -96,21 +131,21 @@ async function* follow<E>(
   let held = 0;
   let token: string | undefined;
   let why: "first" | "expired" = "first";
-  const isOver = (): boolean => signal?.aborted === true;
+  const isOver = (): boolean => left.aborted;
   while (!isOver()) {
     const connection = new AbortController();
     const stop = (): void => connection.abort();
-    signal?.addEventListener("abort", stop, { once: true });
+    left.addEventListener("abort", stop, { once: true });
+    const isPaged = held >= HELD_STREAMS;
     let error: unknown;
     try {
-      token ??= await credential(target, why);
+      token ??= await Promise.race([credential(target, why), aborted(connection.signal)]);
       const heard = (): void => {
         failures = 0;
         unanswered = 0;
         stale = 0;
       };
       const attempt: Attempt = { target, token, after: last, options, connection, onHeard: heard, onRetry: (ms) => (retryMs = ms) };
-      const isPaged = held >= HELD_STREAMS;
       for await (const item of isPaged ? pages<E>(attempt) : stream<E>(attempt)) {
         if (!isPaged) held = 0;
         if (!("event" in item)) {
@@ -118,25 +153,29 @@ async function* follow<E>(
           last = Math.max(last, item.position ?? 0);
           continue;
         }
-        // The server repeats nothing; a proxy that does must not be able to.
-        if (position(item.event) <= last) continue;
+        // The server repeats nothing, and each event has its position; a proxy must not be able to change that.
+        if (!(position(item.event) > last)) continue;
         last = position(item.event);
         yield item.event;
-        if (isLast(item.event)) return;
+        if (isOver() || isLast(item.event)) return;
       }
     } catch (caught) {
+      // What fails because it was to end is no error.
+      if (isOver()) return;
       error = caught;
       if (caught instanceof NothingFollows) return;
-      if (caught instanceof Refused) throw caught.cause;
+      if (caught instanceof Final) throw caught.cause;
       if (caught instanceof Held) {
         held = caught.hadHead ? held + 1 : HELD_STREAMS;
         // It was waited for already.
-        if (held >= HELD_STREAMS && !isOver()) continue;
+        if (held >= HELD_STREAMS) continue;
       }
+      // A gateway has waited for a stream's end, which is the same. It was the server's turn to be away if it is just one.
+      if (!isPaged && caught instanceof StepwellError && caught.status === 504) held += 1;
       // Whether the run has ended without that its end was asked for, only a stream says.
       if (caught instanceof NothingNew) held = 0;
       if (caught instanceof StepwellError && !caught.isTransient) {
-        if (!isStale(caught) || typeof target.credential === "string" || stale >= STALE_TOKENS) throw caught;
+        if (!caught.isStale || typeof target.credential === "string" || stale >= STALE_TOKENS) throw caught;
         [token, why] = [undefined, "expired"];
         // A new token is tried at once, but not again and again.
         if (stale++ === 0) continue;
@@ -144,7 +183,7 @@ async function* follow<E>(
         unanswered += 1;
       }
     } finally {
-      signal?.removeEventListener("abort", stop);
+      left.removeEventListener("abort", stop);
       // Whoever leaves the loop leaves the connection.
       connection.abort();
     }
@@ -159,20 +198,15 @@ async function* follow<E>(
     const backoff = Math.min(retryMs * 2 ** Math.min(failures++, 10), options.backoffMaxMs ?? BACKOFF_MAX_MS);
     const asked = error instanceof StepwellError ? (error.retryAfterMs ?? 0) : 0;
     // Half of it at random, so that all who were cut off at once do not come back at once.
-    await pause(Math.max(backoff * (0.5 + Math.random() / 2), asked), signal);
+    await pause(Math.max(backoff * (0.5 + Math.random() / 2), asked), left);
   }
-}
-
-/** Whether a new token can be the answer. */
-function isStale(error: StepwellError): boolean {
-  return error.code === "expired_token" || error.code === "invalid_token";
 }
 
 /** The run has ended, and everything up to its end was seen before. */
 class NothingFollows extends Error {}
 
-/** Whoever gives tokens says no, which is `cause`. */
-class Refused extends Error {}
+/** Whoever gives tokens says no, or whoever is told about the connection makes a mistake: `cause` ends the subscription. */
+class Final extends Error {}
 
 /** Nothing of a stream came through, or its head and nothing else. */
 class Held extends Error {
@@ -208,7 +242,9 @@ function urlOf({ target, options }: Attempt, after: number, more: Readonly<Recor
     const value = options[name];
     if (value !== undefined) query.set(name, value);
   }
-  return query.size > 0 ? `${target.url}?${query}` : target.url;
+  // Safari before 17 does not know `query.size`.
+  const text = String(query);
+  return text === "" ? target.url : `${target.url}?${text}`;
 }
 
 /** The answer, if it is one. */
@@ -224,6 +260,15 @@ async function ask({ target, token, connection }: Attempt, url: string, type: st
   // Such as the page on which a hotel wants its guests to log in.
   if (response.body === null || !given.startsWith(type)) throw new TypeError(`the answer is ${given || "nothing"}, not ${type}`);
   return response.body.getReader();
+}
+
+/** Tells that the connection is there. A mistake in that is not the network's. */
+function connected(options: SubscribeOptions): void {
+  try {
+    options.onConnection?.({ connected: true });
+  } catch (error) {
+    throw new Final("onConnection failed", { cause: error });
+  }
 }
 
 /** A stream of server-sent events. */
@@ -246,7 +291,7 @@ async function* stream<E>(attempt: Attempt): AsyncGenerator<Item<E>, void, undef
       onHeard();
       if (!hadBytes) {
         hadBytes = true;
-        options.onConnection?.({ connected: true });
+        connected(options);
         yield {};
       }
       for (const frame of parser.push(value)) {
@@ -284,7 +329,7 @@ async function* pages<E>(attempt: Attempt): AsyncGenerator<Item<E>, void, undefi
     }
     const { data, page } = JSON.parse(text) as { data: E[]; page: { cursor: string | null; has_more: boolean } };
     onHeard();
-    if (wait === 0) options.onConnection?.({ connected: true });
+    if (wait === 0) connected(options);
     for (const event of data) yield { event };
     const position = Number(page.cursor) || after;
     yield { position };
@@ -300,7 +345,7 @@ function watchdog(ms: number, connection: AbortController): { listen(ms: number)
     setTimeout(() => {
       barked = true;
       connection.abort(new Error(`nothing was heard for ${ms} ms`));
-    }, ms);
+    }, Math.min(ms, TIMER_MAX_MS));
   let timer = listen(ms);
   return {
     listen(ms) {
@@ -320,22 +365,32 @@ async function credential(target: StreamTarget, why: "first" | "expired"): Promi
   } catch (error) {
     // `fetch` says TypeError when there is no network.
     const passes = error instanceof TypeError || (error instanceof StepwellError && error.isTransient);
-    throw passes ? error : new Refused("no token", { cause: error });
+    throw passes ? error : new Final("no token", { cause: error });
   }
 }
 
+/** Fails when it is told to. */
+function aborted(signal: AbortSignal): Promise<never> {
+  return new Promise((_, fail) => {
+    if (signal.aborted) fail(signal.reason as Error);
+    else signal.addEventListener("abort", () => fail(signal.reason as Error), { once: true });
+  });
+}
+
 /** Waits, but not longer than until the browser says that the network is back. */
-function pause(ms: number, signal?: AbortSignal): Promise<void> {
+function pause(ms: number, signal: AbortSignal): Promise<void> {
   return new Promise((resolve) => {
     const network = globalThis as Partial<Pick<EventTarget, "addEventListener" | "removeEventListener">>;
     const done = (): void => {
       clearTimeout(timer);
-      signal?.removeEventListener("abort", done);
+      signal.removeEventListener("abort", done);
       network.removeEventListener?.("online", done);
       resolve();
     };
-    const timer = setTimeout(done, ms);
-    signal?.addEventListener("abort", done, { once: true });
+    const timer = setTimeout(done, Math.min(ms, TIMER_MAX_MS));
+    signal.addEventListener("abort", done, { once: true });
     network.addEventListener?.("online", done);
+    // Whoever is told that the connection is lost may have had enough.
+    if (signal.aborted) done();
   });
 }
