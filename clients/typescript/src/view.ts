@@ -197,6 +197,11 @@ function see(draft: Draft, event: RunEvent): void {
     delete next.waitsFor;
     delete next.waitsUntil;
     next.endedAt = event.at;
+    // What was under way has no end of its own: the run's is its end.
+    for (const [name, { node, items, status, attempt }] of draft.steps ?? next.steps) {
+      if (status !== "running" && status !== "suspended") continue;
+      (draft.steps ??= new Map(next.steps)).set(name, { node, items, status: "cancelled", attempt });
+    }
   }
 }
 

@@ -30,6 +30,6 @@ describe("frames", () => {
     expect(parser.push(new TextEncoder().encode("\n"))).toEqual([]);
     const [frame] = parser.push(new TextEncoder().encode("\n"));
     expect(frame?.data?.length).toBe(8 << 20);
-    expect(performance.now() - begun).toBeLessThan(2_000);
+    expect(performance.now() - begun).toBeLessThan(5_000);
   });
 });

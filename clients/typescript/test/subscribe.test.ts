@@ -56,6 +56,26 @@ describe("a subscription", () => {
     }
   });
 
+  it("comes to the same steps as the API, however a run ends", async () => {
+    const runs = [
+      await server.client.start("probe", { ...slow, updates: 3 }),
+      await server.client.start("probe", { ...slow, updates: 3, permanent: true }),
+      await server.client.start("waits", [{ publish: 1 }, { signal: { name: "go" } }]),
+    ];
+    for (const run of runs) {
+      let view = emptyView;
+      for await (const event of server.client.subscribe(run.id)) {
+        view = seeEvent(view, event);
+        if (view.waitsFor === "signal") await server.client.cancel(run.id);
+      }
+      // A view has no steps that have not begun.
+      const steps = (await server.client.steps(run.id)).data.filter(({ attempts }) => attempts.length > 0);
+      expect([...view.steps.values()].map(({ node, status, attempt }) => ({ node, status, attempt }))).toEqual(
+        steps.map(({ node, status, attempts }) => ({ node, status, attempt: attempts.length })),
+      );
+    }
+  });
+
   it("goes on where it was when the server is killed and comes back", async () => {
     const run = await server.client.start("probe", slow);
     const seen: RunEvent[] = [];
