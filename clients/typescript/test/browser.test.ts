@@ -8,7 +8,7 @@ import { build } from "esbuild";
 import { type Browser, type BrowserContext, chromium, type Page } from "playwright-core";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 
-import { emptyView, type RunEvent, seeEvent } from "../src/index.js";
+import { emptyView, type Json, type RunEvent, seeEvent } from "../src/index.js";
 import { Proxy } from "./proxy.js";
 import { eventually, Server } from "./server.js";
 
@@ -164,6 +164,61 @@ describe("examples/live, with the browser's own EventSource", () => {
     expect(await shown(page)).toEqual({ seq: "3", seen: "4", status: "cancelled", updates: "[2]" });
   });
 
+  it("follows a run once that is chosen, left and chosen again at once", async () => {
+    const wait = [{ signal: { name: "go" } }];
+    const runs = await Promise.all([1, 2].map(() => server.client.start("waits", wait)));
+    const page = await newPage();
+    await page.addInitScript(() => {
+      const opened: EventSource[] = [];
+      const Given = EventSource;
+      Object.assign(globalThis, { opened, EventSource: class extends Given { constructor(url: string) { super(url); opened.push(this); } } });
+    });
+    await page.goto(`${network.url}/live/`);
+    await page.locator(`[data-run="${runs[0]?.id}"]`).waitFor();
+    await page.evaluate(([first, second]) => {
+      for (const id of [first, second, first]) document.querySelector<HTMLElement>(`[data-run="${id}"]`)?.click();
+    }, runs.map(({ id }) => id));
+    await page.getByText("waits for somebody").waitFor();
+    const open = (): Promise<string[]> =>
+      page.evaluate(() => (globalThis as unknown as { opened: EventSource[] }).opened.filter(({ readyState }) => readyState !== 2).map(({ url }) => url));
+    expect(await open()).toEqual([expect.stringContaining(runs[0]?.id ?? "?")]);
+    for (const run of runs) await server.client.cancel(run.id);
+  });
+
+  it("says that a run is paused and why, and lets it go on", async () => {
+    const run = await server.client.start("waits", [{ signal: { name: "go" } }]);
+    const page = await newPage();
+    await page.goto(`${network.url}/live/?run=${run.id}`);
+    await page.getByText("waits for somebody").waitFor();
+    await server.client.pause(run.id, "over lunch");
+    await page.getByText("The run is paused: over lunch").waitFor();
+    await page.getByRole("button", { name: "Resume" }).click();
+    await eventually("it to go on", async () => ((await server.client.run(run.id)).status === "paused" ? undefined : true));
+    await eventually("the page to say so", async () => ((await page.locator("#resume").isHidden()) ? true : undefined));
+    await server.client.signal(run.id, "go", 1);
+    await agrees(page, run.id);
+  });
+
+  it("says that there is no such run, and does not ask again and again", async () => {
+    const page = await newPage();
+    let asked = 0;
+    page.on("request", (request) => void (asked += request.url().includes("stream-tokens") ? 1 : 0));
+    await page.goto(`${network.url}/live/?run=01890000-0000-7000-8000-000000000000`);
+    await page.locator("#connection", { hasText: "no such run" }).waitFor({ timeout: 5_000 });
+    await new Promise((done) => setTimeout(done, 1_500)); // longer than it would wait to ask again
+    expect(asked).toBe(1);
+  });
+
+  it("keeps the keyboard's place in the list when a run is added to it", async () => {
+    const run = await server.client.start("waits", []);
+    const page = await newPage();
+    await page.goto(`${network.url}/live/`);
+    await page.locator(`[data-run="${run.id}"]`).focus();
+    const added = await server.client.start("waits", []);
+    await page.locator(`[data-run="${added.id}"]`).waitFor();
+    expect(await page.evaluate(() => (document.activeElement as HTMLElement).dataset["run"])).toBe(run.id);
+  });
+
   it("follows the run of a token that is handed to it", async () => {
     const run = await server.client.start("probe", { updates: 3 });
     const { token } = await server.client.runToken(run.id);
@@ -281,17 +336,71 @@ describe("the client, in a browser of another origin", () => {
   });
 });
 
-it("the page looks as it should", async () => {
-  const run = await server.client.start("probe", { updates: 3 });
-  const page = await newPage();
-  await page.setViewportSize({ width: 1200, height: 800 });
-  await page.goto(`${network.url}/live/?run=${run.id}`);
-  await agrees(page, run.id);
-  await page.locator("nav button").first().waitFor();
+describe("the page looks as it should", () => {
   const folder = process.env["SCREENSHOTS"] ?? mkdtempSync(join(tmpdir(), "stepwell-live-"));
-  const path = join(folder, "live.png");
-  await page.screenshot({ path, fullPage: true });
-  expect(existsSync(path)).toBe(true);
-  expect(await page.locator("#status").textContent()).toBe("completed");
-  expect(await page.locator("#steps tr").count()).toBe(5);
+  const says = (...words: string[]): Json[] => words.map((word) => ({ publish: { delta: `${word} ` } }));
+  const answer = "A stepwell is a well with steps down to the water. The oldest were cut into rock in the second century.".split(" ");
+
+  async function shows(name: string, run: string, until: (page: Page) => Promise<unknown>): Promise<void> {
+    for (const [kind, width, colorScheme] of [["wide", 1200, "light"], ["narrow", 400, "light"], ["dark", 1200, "dark"], ["narrow-dark", 400, "dark"]] as const) {
+      await context?.close();
+      context = await browser.newContext({ viewport: { width, height: 800 }, colorScheme });
+      const page = await context.newPage();
+      const broken: string[] = [];
+      page.on("pageerror", (error) => broken.push(error.message));
+      await page.goto(`${network.url}/live/?run=${run}`);
+      await until(page);
+      await page.locator("nav button").first().waitFor();
+      const path = join(folder, `${name}-${kind}.png`);
+      await page.screenshot({ path, fullPage: true });
+      expect(existsSync(path)).toBe(true);
+      expect(broken).toEqual([]);
+      // Nothing is wider than the page.
+      expect([kind, await page.evaluate(() => document.documentElement.scrollWidth)]).toEqual([kind, width]);
+    }
+  }
+  const has = (status: string) => (page: Page): Promise<unknown> => page.locator("#status", { hasText: status }).waitFor();
+
+  it("completed", async () => {
+    const run = await server.client.start("probe", { updates: 3 });
+    await shows("completed", run.id, async (page) => {
+      await agrees(page, run.id);
+      expect(await page.locator("#status").textContent()).toBe("completed");
+      expect(await page.locator("#steps tr").count()).toBe(5);
+    });
+  });
+
+  it("running", async () => {
+    const run = await server.client.start("waits", [...says(...answer), { publish: { stage: "reading", files: ["wells.pdf", "a-rather-long-name-of-a-file-that-goes-on-and-on.pdf"] } }, { busy_ms: 20_000 }]);
+    await shows("running", run.id, async (page) => {
+      await has("running")(page);
+      await page.getByText("second century").waitFor();
+    });
+    await server.client.cancel(run.id);
+  });
+
+  it("waiting for a person", async () => {
+    const run = await server.client.start("waits", [...says(...answer), { signal: { name: "go", within_ms: 86_400_000 } }]);
+    await shows("waiting", run.id, async (page) => {
+      await has("suspended")(page);
+      await page.getByRole("button", { name: "Send" }).waitFor();
+    });
+    await server.client.pause(run.id, "over lunch");
+    await shows("paused", run.id, (page) => page.getByText("paused: over lunch").waitFor());
+    await server.client.cancel(run.id, "not needed any more");
+    await shows("cancelled", run.id, async (page) => {
+      await page.getByText("not needed any more").waitFor();
+      expect(await page.locator("#steps .badge").allTextContents()).toEqual(["cancelled"]);
+    });
+  });
+
+  it("failed", async () => {
+    const run = await server.client.start("waits", [...says(...answer), { fail: { attempts: 9, code: "no_answer", permanent: true } }]);
+    await shows("failed", run.id, has("failed"));
+    const retried = await server.client.start("probe", { updates: 4, fail_node: "left", fail_first: 9 });
+    await shows("failed-late", retried.id, async (page) => {
+      await agrees(page, retried.id);
+      await has("failed")(page);
+    });
+  });
 });
