@@ -51,6 +51,8 @@ const BACKOFF_MAX_MS = 15_000;
 const FIRST_BYTE_MS = 10_000;
 /** So many streams in a row that have a head and nothing else are enough to know that somebody holds them back. */
 const HELD_STREAMS = 2;
+/** Whoever reads pages tries so often, beside them, whether streams come through by now. */
+const STREAM_AGAIN_MS = 600_000;
 /** How long a page waits for its first event. Gateways that hold answers back give up on them after 29 s and more. */
 const PAGE_WAIT_S = 20;
 /** Timers of more than that fire at once. 24 days. */
@@ -129,6 +131,8 @@ async function* follow<E>(
   let stale = 0;
   // Streams of which nothing came; from HELD_STREAMS on, pages are read instead.
   let held = 0;
+  // Whether pages have come through since then. If not, it is the network that does not let anything through.
+  let isHolding = false;
   let token: string | undefined;
   let why: "first" | "expired" = "first";
   const isOver = (): boolean => left.aborted;
@@ -148,6 +152,7 @@ async function* follow<E>(
       const attempt: Attempt = { target, token, after: last, options, connection, onHeard: heard, onRetry: (ms) => (retryMs = ms) };
       for await (const item of isPaged ? pages<E>(attempt) : stream<E>(attempt)) {
         if (!isPaged) held = 0;
+        isHolding = isPaged;
         if (!("event" in item)) {
           // What a filter has left out has its position too.
           last = Math.max(last, item.position ?? 0);
@@ -170,8 +175,12 @@ async function* follow<E>(
         // It was waited for already.
         if (held >= HELD_STREAMS) continue;
       }
-      // A gateway has waited for a stream's end, which is the same. It was the server's turn to be away if it is just one.
+      // A gateway that has waited in vain for a stream's end holds it back, too.
       if (!isPaged && caught instanceof StepwellError && caught.status === 504) held += 1;
+      if (caught instanceof StreamsPass) {
+        held = 0;
+        continue;
+      }
       // Whether the run has ended without that its end was asked for, only a stream says.
       if (caught instanceof NothingNew) held = 0;
       if (caught instanceof StepwellError && !caught.isTransient) {
@@ -181,6 +190,7 @@ async function* follow<E>(
         if (stale++ === 0) continue;
       } else if (!(caught instanceof StepwellError || caught instanceof Held || caught instanceof NothingNew)) {
         unanswered += 1;
+        if (isPaged && !isHolding) held = 0;
       }
     } finally {
       left.removeEventListener("abort", stop);
@@ -198,7 +208,8 @@ async function* follow<E>(
     const backoff = Math.min(retryMs * 2 ** Math.min(failures++, 10), options.backoffMaxMs ?? BACKOFF_MAX_MS);
     const asked = error instanceof StepwellError ? (error.retryAfterMs ?? 0) : 0;
     // Half of it at random, so that all who were cut off at once do not come back at once.
-    await pause(Math.max(backoff * (0.5 + Math.random() / 2), asked), left);
+    const isElsewhere = await pause(Math.max(backoff * (0.5 + Math.random() / 2), asked), left);
+    if (isElsewhere) held = 0;
   }
 }
 
@@ -217,6 +228,9 @@ class Held extends Error {
 
 /** A page that should have waited was empty at once: the run has ended, or the server is about to. */
 class NothingNew extends Error {}
+
+/** Streams come through by now. */
+class StreamsPass extends Error {}
 
 /** One connection, or one page after the other. */
 interface Attempt {
@@ -310,31 +324,58 @@ async function* stream<E>(attempt: Attempt): AsyncGenerator<Item<E>, void, undef
 async function* pages<E>(attempt: Attempt): AsyncGenerator<Item<E>, void, undefined> {
   const { options, connection, onHeard } = attempt;
   const silenceMs = options.silenceMs ?? SILENCE_MS;
-  // The first does not wait: it says that the connection is there.
-  for (let { after } = attempt, wait = 0; ; wait = PAGE_WAIT_S) {
-    const silent = watchdog(wait * 1_000 + silenceMs, connection);
-    const asked = performance.now();
-    let text = "";
-    try {
-      const reader = await ask(attempt, urlOf(attempt, after, { limit: String(PAGE_LIMIT), wait: String(wait) }), "application/json");
-      const decoder = new TextDecoder();
-      for (;;) {
-        const { done, value } = await reader.read();
-        if (done) break;
-        silent.listen(silenceMs);
-        text += decoder.decode(value, { stream: true });
+  let streamsPass = false;
+  let { after } = attempt;
+  const again = setInterval(() => void passes({ ...attempt, after }).then((passed) => (streamsPass ||= passed)), STREAM_AGAIN_MS);
+  try {
+    // The first does not wait: it says that the connection is there.
+    for (let wait = 0; ; wait = PAGE_WAIT_S) {
+      const silent = watchdog(wait * 1_000 + silenceMs, connection);
+      const asked = performance.now();
+      let text = "";
+      try {
+        const reader = await ask(attempt, urlOf(attempt, after, { limit: String(PAGE_LIMIT), wait: String(wait) }), "application/json");
+        const decoder = new TextDecoder();
+        for (;;) {
+          const { done, value } = await reader.read();
+          if (done) break;
+          silent.listen(silenceMs);
+          text += decoder.decode(value, { stream: true });
+        }
+      } finally {
+        silent.stop();
       }
-    } finally {
-      silent.stop();
+      const { data, page } = JSON.parse(text) as { data: E[]; page: { cursor: string | null; has_more: boolean } };
+      onHeard();
+      if (wait === 0) connected(options);
+      for (const event of data) yield { event };
+      const position = Number(page.cursor) || after;
+      yield { position };
+      if (streamsPass) throw new StreamsPass();
+      if (wait > 0 && data.length === 0 && !page.has_more && performance.now() - asked < wait * 500) throw new NothingNew();
+      after = Math.max(after, position);
     }
-    const { data, page } = JSON.parse(text) as { data: E[]; page: { cursor: string | null; has_more: boolean } };
-    onHeard();
-    if (wait === 0) connected(options);
-    for (const event of data) yield { event };
-    const position = Number(page.cursor) || after;
-    yield { position };
-    if (wait > 0 && data.length === 0 && !page.has_more && performance.now() - asked < wait * 500) throw new NothingNew();
-    after = Math.max(after, position);
+  } finally {
+    clearInterval(again);
+  }
+}
+
+/** Whether anything of a stream comes through. */
+async function passes(attempt: Attempt): Promise<boolean> {
+  const { options, connection } = attempt;
+  const own = new AbortController();
+  const stop = (): void => own.abort();
+  connection.signal.addEventListener("abort", stop);
+  const silent = watchdog(options.firstByteMs ?? FIRST_BYTE_MS, own);
+  try {
+    const reader = await ask({ ...attempt, connection: own }, urlOf(attempt, attempt.after), "text/event-stream");
+    return !(await reader.read()).done;
+  } catch {
+    return false;
+  } finally {
+    silent.stop();
+    connection.signal.removeEventListener("abort", stop);
+    stop();
   }
 }
 
@@ -377,20 +418,22 @@ function aborted(signal: AbortSignal): Promise<never> {
   });
 }
 
-/** Waits, but not longer than until the browser says that the network is back. */
-function pause(ms: number, signal: AbortSignal): Promise<void> {
+/** Waits, but not longer than until the browser says that the network is back. Whether it does: it may be another one. */
+function pause(ms: number, signal: AbortSignal): Promise<boolean> {
   return new Promise((resolve) => {
     const network = globalThis as Partial<Pick<EventTarget, "addEventListener" | "removeEventListener">>;
-    const done = (): void => {
+    const end = (isElsewhere: boolean): void => {
       clearTimeout(timer);
-      signal.removeEventListener("abort", done);
-      network.removeEventListener?.("online", done);
-      resolve();
+      signal.removeEventListener("abort", over);
+      network.removeEventListener?.("online", back);
+      resolve(isElsewhere);
     };
-    const timer = setTimeout(done, Math.min(ms, TIMER_MAX_MS));
-    signal.addEventListener("abort", done, { once: true });
-    network.addEventListener?.("online", done);
+    const over = (): void => end(false);
+    const back = (): void => end(true);
+    const timer = setTimeout(over, Math.min(ms, TIMER_MAX_MS));
+    signal.addEventListener("abort", over, { once: true });
+    network.addEventListener?.("online", back);
     // Whoever is told that the connection is lost may have had enough.
-    if (signal.aborted) done();
+    if (signal.aborted) over();
   });
 }

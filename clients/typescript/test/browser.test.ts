@@ -271,7 +271,7 @@ describe("the client, in a browser of another origin", () => {
         Object.assign(globalThis, { seen, states });
         const client = new Stepwell({ url: url ?? "", credential: credential ?? "" });
         const onConnection = ({ connected }: { connected: boolean }): void => void states.push(connected);
-        for await (const event of client.subscribe(id ?? "", { after: seen.at(-1)?.seq ?? 0, backoffMaxMs: 300, onConnection })) seen.push(event);
+        for await (const event of client.subscribe(id ?? "", { after: seen.at(-1)?.seq ?? 0, backoffMaxMs: 300, firstByteMs: 1_500, onConnection })) seen.push(event);
       },
       [url, credential, id],
     );
@@ -281,7 +281,7 @@ describe("the client, in a browser of another origin", () => {
   const told = (page: Page, connected: boolean): Promise<number> =>
     page.evaluate((of) => (globalThis as unknown as { states: boolean[] }).states.filter((state) => state === of).length, connected);
 
-  for (const [name, torture] of [["cuts every connection after 2 s", { cutAfterMs: 2_000 }], ["collects for a second", { bufferMs: 1_000 }]] as const) {
+  for (const [name, torture] of [["cuts every connection after 2 s", { cutAfterMs: 2_000 }], ["collects for a second", { bufferMs: 1_000 }], ["holds answers back until they end", { holds: "answer" }]] as const) {
     it(`sees every event once, in order, through a reload, an outage, a killed server and a proxy that ${name}`, async () => {
       const proxy = await Proxy.start(() => server.url, torture);
       const run = await server.client.start("probe", { ...slow, busy_ms: 2_500 });
@@ -313,6 +313,7 @@ describe("the client, in a browser of another origin", () => {
       await following;
       const seen = await seenBy(page);
       proxy.close();
+      if ("holds" in torture) expect(proxy.pages).toBeGreaterThan(2);
       const expected = await truth(run.id);
       expect(seen.map(({ seq }) => seq)).toEqual(Array.from({ length: Number(expected.seen) }, (_, index) => index + 1));
       const { status, updates } = seen.reduce(seeEvent, emptyView);

@@ -22,7 +22,7 @@ export class Proxy {
   /** Those of them that asked for a stream of events, and for a page of them. */
   streams = 0;
   pages = 0;
-  /** Streams that the other side left or the proxy cut, before the server ended them. */
+  /** Of both, those that the other side left or the proxy cut before the server ended them, or that were not let through. */
   died = 0;
   /** Lets nobody through. */
   private isDown = false;
@@ -36,10 +36,14 @@ export class Proxy {
   static async start(target: () => string, torture: Torture = {}): Promise<Proxy> {
     const server = createServer((incoming, answer) => {
       proxy.connections += 1;
-      if (proxy.isDown) return void answer.destroy();
       const isStream = incoming.headers.accept?.includes("text/event-stream") === true;
+      const isEvents = incoming.method === "GET" && /\/events(\?|$)/.test(incoming.url ?? "");
       if (isStream) proxy.streams += 1;
-      else if (incoming.method === "GET" && /\/events(\?|$)/.test(incoming.url ?? "")) proxy.pages += 1;
+      else if (isEvents) proxy.pages += 1;
+      if (proxy.isDown) {
+        if (isEvents) proxy.died += 1;
+        return void answer.destroy();
+      }
       proxy.open.add(answer);
       const forward = request(target() + incoming.url, { method: incoming.method, headers: incoming.headers }, (response) => {
         const isLive = incoming.url?.startsWith("/live/") === true;
@@ -68,7 +72,7 @@ export class Proxy {
       });
       answer.on("close", () => {
         proxy.open.delete(answer);
-        if (isStream && !answer.writableFinished) proxy.died += 1;
+        if (isEvents && !answer.writableFinished) proxy.died += 1;
         forward.destroy();
       });
       forward.on("error", () => answer.destroy());

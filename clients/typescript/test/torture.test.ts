@@ -1,7 +1,7 @@
 import { getEventListeners } from "node:events";
 import { createServer, type IncomingMessage, type Server as HttpServer, type ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
-import { afterEach, describe, expect, it } from "vitest";
+import { afterEach, describe, expect, it, vi } from "vitest";
 
 import { type Credential, type RunEvent, Stepwell, type SubscribeOptions } from "../src/index.js";
 
@@ -11,6 +11,7 @@ type Answer = (answer: ServerResponse, request: IncomingMessage) => void;
 
 let server: HttpServer | undefined;
 afterEach(() => {
+  vi.unstubAllGlobals();
   server?.closeAllConnections();
   server?.close();
 });
@@ -145,6 +146,54 @@ describe("a subscription whose streams are held back", () => {
     const { url, asked } = await scripted(holds, page(1, event(1)), gone, gone, gone, says(event(2), end(3)));
     expect((await follow(url, "k", { firstByteMs: 100 })).map(({ seq }) => seq)).toEqual([1, 2, 3]);
     expect(asksFor(asked).map((what) => what.split(" ")[0])).toEqual(["stream", "page", "page", "page", "page", "stream"]);
+  });
+
+  it("does not take a network that lets nothing through for one that holds streams back", async () => {
+    const { url, asked } = await scripted(holds, (answer) => void answer.destroy(), says(event(1), end(2)));
+    expect(await follow(url, "k", { firstByteMs: 100 })).toHaveLength(2);
+    expect(asksFor(asked).map((what) => what.split(" ")[0])).toEqual(["stream", "page", "stream"]);
+  });
+
+  it("tries a stream again when the browser says that the network is back", async () => {
+    const network = new EventTarget();
+    vi.stubGlobal("addEventListener", network.addEventListener.bind(network));
+    vi.stubGlobal("removeEventListener", network.removeEventListener.bind(network));
+    const { url, asked } = await scripted(holds, page(1, event(1)), (answer) => void answer.destroy(), says(event(2), end(3)));
+    const onConnection = ({ connected }: { connected: boolean }): void => void (connected || setTimeout(() => network.dispatchEvent(new Event("online"))));
+    expect(await follow(url, "k", { firstByteMs: 100, backoffMaxMs: 30_000, onConnection })).toHaveLength(3);
+    expect(asksFor(asked).map((what) => what.split(" ")[0])).toEqual(["stream", "page", "page", "stream"]);
+  });
+
+  it("goes back to streams when they come through, without a gap and without a word", async () => {
+    let streamsPass = false;
+    const cut = new AbortController();
+    const { url, asked } = await scripted((answer, request) => {
+      const from = Number(after(request));
+      if (request.headers.accept !== "text/event-stream") {
+        // One page has something; the others wait until they are cut, or for as long as this takes.
+        if (from === 0) page(1, event(1))(answer, request);
+        else cut.signal.addEventListener("abort", () => page(2, event(2))(answer, request));
+      } else if (streamsPass) says(...[event(2), event(3), end(4)].filter(({ seq }) => seq > from))(answer, request);
+    });
+    const states: boolean[] = [];
+    vi.useFakeTimers({ toFake: ["setInterval", "clearInterval"] });
+    try {
+      const following = follow(url, "k", { firstByteMs: 100, onConnection: ({ connected }) => states.push(connected) });
+      await vi.waitUntil(() => asked.length === 3);
+      vi.advanceTimersByTime(600_000);
+      await vi.waitUntil(() => asked.length === 4);
+      await new Promise((done) => setTimeout(done, 200)); // this one is held back still
+      streamsPass = true;
+      vi.advanceTimersByTime(600_000);
+      await vi.waitUntil(() => asked.length === 5);
+      await new Promise((done) => setTimeout(done, 50)); // what the stream says has arrived
+      cut.abort();
+      expect((await following).map(({ seq }) => seq)).toEqual([1, 2, 3, 4]);
+    } finally {
+      vi.useRealTimers();
+    }
+    expect(asksFor(asked)).toEqual(["stream after 0", "page after 0", "page after 1", "stream after 1", "stream after 1", "stream after 2"]);
+    expect(states).toEqual([true, true]);
   });
 
   it("reads pages after two streams that had a head and nothing else, and not after one", async () => {
