@@ -1,4 +1,4 @@
-import { errorOf } from "./errors.js";
+import { errorOf, StepwellError } from "./errors.js";
 import type { ChannelEvent, Json, Run, RunEvent, RunStatus } from "./events.js";
 import type { components } from "./openapi.js";
 import { type Credential, followChannel, followRun, type SubscribeOptions } from "./subscribe.js";
@@ -171,15 +171,24 @@ export class Stepwell {
 
   private async request<T>(method: string, path: string, body?: Json, headers: Record<string, string> = {}): Promise<T> {
     const { credential } = this.options;
-    const key = typeof credential === "string" ? credential : await credential("first");
-    const init: RequestInit = { method, headers: { ...headers, authorization: `Bearer ${key}` } };
-    if (body !== undefined) {
-      init.body = JSON.stringify(body);
-      init.headers = { ...init.headers, "content-type": "application/json" };
+    const attempt = async (why: "first" | "expired"): Promise<T> => {
+      const key = typeof credential === "string" ? credential : await credential(why);
+      const init: RequestInit = { method, headers: { ...headers, authorization: `Bearer ${key}` } };
+      if (body !== undefined) {
+        init.body = JSON.stringify(body);
+        init.headers = { ...init.headers, "content-type": "application/json" };
+      }
+      const response = await this.fetch(this.base + path, init);
+      if (!response.ok) throw await errorOf(response);
+      return (response.status === 204 ? undefined : await response.json()) as T;
+    };
+    try {
+      return await attempt("first");
+    } catch (error) {
+      // Whoever was not let in has changed nothing.
+      if (typeof credential === "string" || !(error instanceof StepwellError && error.isStale)) throw error;
+      return await attempt("expired");
     }
-    const response = await this.fetch(this.base + path, init);
-    if (!response.ok) throw await errorOf(response);
-    return (response.status === 204 ? undefined : await response.json()) as T;
   }
 }
 
@@ -187,7 +196,8 @@ export class Stepwell {
 function queryOf(values: Readonly<Record<string, string | number | undefined>>): string {
   const query = new URLSearchParams();
   for (const [name, value] of Object.entries(values)) if (value !== undefined) query.set(name, String(value));
-  return query.size > 0 ? `?${query}` : "";
+  const text = String(query);
+  return text === "" ? "" : `?${text}`;
 }
 
 function tokenBody(options: { topics?: readonly string[]; ttlSeconds?: number }): Json {

@@ -21,6 +21,11 @@ export class StepwellError extends Error {
   get isTransient(): boolean {
     return this.status >= 500 || this.status === 429 || this.status === 408;
   }
+
+  /** Whether a new token can help. */
+  get isStale(): boolean {
+    return this.code === "expired_token" || this.code === "invalid_token";
+  }
 }
 
 /** A refusal as an error. What is no problem document still has a status. */

@@ -4,6 +4,7 @@ import { RunStore, type Snapshot, type Source } from "./store.js";
 import { emptyView } from "./view.js";
 
 const nothing: Snapshot = { view: emptyView, connected: false };
+const getNothing = (): Snapshot => nothing;
 const listenToNothing = (): (() => void) => () => {};
 
 /**
@@ -16,5 +17,5 @@ const listenToNothing = (): (() => void) => () => {};
 export function useRun(source: Source, id: string | undefined): Snapshot {
   const store = id === undefined ? undefined : RunStore.of(source, id);
   const get = useCallback(() => store?.get() ?? nothing, [store]);
-  return useSyncExternalStore(store?.listen ?? listenToNothing, get, get);
+  return useSyncExternalStore(store?.listen ?? listenToNothing, get, getNothing);
 }

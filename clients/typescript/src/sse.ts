@@ -7,26 +7,40 @@ export interface Frame {
   readonly retry?: number;
 }
 
+/** What ends a frame. A CR at the very end may be half of a CRLF. */
+const EMPTY_LINE = /\r\n\r\n|\n\n|\r\r(?!$)|\n\r\n/;
+const EMPTY_LINE_MAX = 4;
+
 /**
  * Takes a stream apart into frames, however the network cuts it. Follows the HTML standard's rules for lines (LF, CR or
  * CRLF), comments and fields. A frame that the stream ends within is not one.
  */
 export class FrameParser {
   private readonly decoder = new TextDecoder();
-  private rest = "";
+  /** What no empty line has ended yet, and the end of it: an empty line may be cut, too. */
+  private pieces: string[] = [];
+  private tail = "";
 
   /** The frames that end within these bytes. */
   push(bytes: Uint8Array): Frame[] {
-    this.rest += this.decoder.decode(bytes, { stream: true });
+    const piece = this.decoder.decode(bytes, { stream: true });
+    this.pieces.push(piece);
+    const seam = this.tail + piece;
+    this.tail = seam.slice(-(EMPTY_LINE_MAX - 1));
+    // A frame of many pieces is looked through once, and not once for each of them.
+    if (!EMPTY_LINE.test(seam)) return [];
+    let rest = this.pieces.join("");
     const frames: Frame[] = [];
     for (;;) {
-      // An empty line ends a frame. A CR at the very end may be half of a CRLF.
-      const end = /\r\n\r\n|\n\n|\r\r(?!$)|\n\r\n/.exec(this.rest);
-      if (end === null) return frames;
-      const frame = parse(this.rest.slice(0, end.index));
+      const end = EMPTY_LINE.exec(rest);
+      if (end === null) break;
+      const frame = parse(rest.slice(0, end.index));
       if (frame !== undefined) frames.push(frame);
-      this.rest = this.rest.slice(end.index + end[0].length);
+      rest = rest.slice(end.index + end[0].length);
     }
+    this.pieces = [rest];
+    this.tail = rest.slice(-(EMPTY_LINE_MAX - 1));
+    return frames;
   }
 }
 

@@ -24,6 +24,15 @@ const FRAME_MS = 16;
 const nothing: Snapshot = { view: emptyView, connected: false };
 const stores = new WeakMap<Source, Map<string, RunStore>>();
 
+/** As the browser does it with what a listener of its own throws. */
+function report(error: unknown): void {
+  if (typeof reportError === "function") reportError(error);
+  else
+    queueMicrotask(() => {
+      throw error;
+    });
+}
+
 /**
  * One subscription to a run, however many listen and however often they come and go. What was seen is kept, so whoever
  * comes back sees it at once and nothing is read twice.
@@ -34,7 +43,7 @@ export class RunStore {
   private following: AbortController | undefined;
   private lingering: ReturnType<typeof setTimeout> | undefined;
   private seen: RunEvent[] = [];
-  private toldAt = 0;
+  private toldAt = Number.NEGATIVE_INFINITY;
   private telling: ReturnType<typeof setTimeout> | undefined;
 
   private constructor(
@@ -76,6 +85,7 @@ export class RunStore {
     this.lingering = setTimeout(() => {
       this.following?.abort();
       this.following = undefined;
+      this.set({ connected: false });
       if (this.runs.get(this.id) === this) this.runs.delete(this.id);
     }, LINGER_MS);
     // In Node.js, nothing stays awake for it.
@@ -84,19 +94,26 @@ export class RunStore {
 
   private set(change: Partial<Snapshot>): void {
     this.snapshot = { ...this.snapshot, ...change };
-    for (const listener of this.listeners) listener();
+    for (const listener of this.listeners) {
+      try {
+        listener();
+      } catch (error) {
+        // One that fails must not keep what happens from the others.
+        report(error);
+      }
+    }
   }
 
   private see(event: RunEvent): void {
     this.seen.push(event);
     if (this.telling !== undefined) return;
-    this.telling = setTimeout(() => this.tell(), Math.max(0, this.toldAt + FRAME_MS - Date.now()));
+    this.telling = setTimeout(() => this.tell(), Math.max(0, this.toldAt + FRAME_MS - performance.now()));
   }
 
   private tell(): void {
     clearTimeout(this.telling);
     this.telling = undefined;
-    this.toldAt = Date.now();
+    this.toldAt = performance.now();
     const view = seeEvents(this.snapshot.view, this.seen.splice(0));
     if (view !== this.snapshot.view) this.set({ view });
   }

@@ -58,23 +58,63 @@ export function seeEvent(view: RunView, event: RunEvent): RunView {
 export function seeEvents(view: RunView, events: Iterable<RunEvent>): RunView {
   let next: Draft | undefined;
   for (const event of events) {
-    if (event.seq <= (next ?? view).seq) continue;
-    next ??= { ...view, steps: new Map(view.steps), updates: [...view.updates] };
+    if (event.seq <= (next?.view ?? view).seq) continue;
+    next ??= draftOf(view);
     see(next, event);
   }
-  return next ?? view;
+  return next === undefined ? view : viewOf(next);
 }
 
-/** A view that nobody has seen yet. */
-type Draft = { -readonly [K in keyof RunView]: RunView[K] } & { steps: Map<string, StepView>; updates: Update[] };
+/** Updates, the first so many of a list. A list only grows, so views share it: a copy for each event would cost its square. */
+interface Updates {
+  readonly all: Update[];
+  readonly count: number;
+}
 
-function see(next: Draft, event: RunEvent): void {
+const updatesOf = new WeakMap<RunView, Updates>();
+
+/** A view that nobody has seen yet. */
+interface Draft {
+  readonly view: { -readonly [K in keyof RunView]: RunView[K] };
+  steps: Map<string, StepView> | undefined;
+  updates: Updates;
+}
+
+function draftOf(view: RunView): Draft {
+  const { seq, status, steps } = view;
+  const draft: Draft["view"] = { seq, status, steps, updates: [] };
+  if (view.waitsFor !== undefined) draft.waitsFor = view.waitsFor;
+  if (view.waitsUntil !== undefined) draft.waitsUntil = view.waitsUntil;
+  if (view.output !== undefined) draft.output = view.output;
+  if (view.failure !== undefined) draft.failure = view.failure;
+  if (view.endedAt !== undefined) draft.endedAt = view.endedAt;
+  const updates = updatesOf.get(view) ?? { all: [...view.updates], count: view.updates.length };
+  return { view: draft, steps: undefined, updates };
+}
+
+function viewOf({ view, steps, updates }: Draft): RunView {
+  if (steps !== undefined) view.steps = steps;
+  updatesOf.set(view, updates);
+  let shown: readonly Update[] | undefined;
+  const get = (): readonly Update[] => (shown ??= updates.all.slice(0, updates.count));
+  return Object.defineProperty(view, "updates", { get, enumerable: true, configurable: true });
+}
+
+/** One more: at the end of the list, unless another view has gone on differently there. */
+function withUpdate({ all, count }: Updates, update: Update): Updates {
+  const own = all.length === count ? all : all.slice(0, count);
+  own.push(update);
+  return { all: own, count: count + 1 };
+}
+
+function see(draft: Draft, event: RunEvent): void {
+  const next = draft.view;
   next.seq = event.seq;
   const step = (changes: Partial<StepView> & Pick<StepView, "status">): void => {
     const name = stepName(event);
-    const before = next.steps.get(name);
-    const { waitsFor: _, signal: __, ...rest } = before ?? { node: event.node ?? "", items: event.items ?? [], attempt: 0 };
-    next.steps.set(name, { ...rest, ...changes });
+    const steps = (draft.steps ??= new Map(next.steps));
+    const { waitsFor: _, signal: __, ...rest } = steps.get(name) ?? { node: event.node ?? "", items: event.items ?? [], attempt: 0 };
+    steps.set(name, { ...rest, ...changes });
   };
   switch (event.kind) {
     case "run.started":
@@ -86,6 +126,7 @@ function see(next: Draft, event: RunEvent): void {
     case "run.suspended":
       next.status = "suspended";
       next.waitsFor = event.reason as WaitReason;
+      delete next.waitsUntil;
       if (event.until !== undefined) next.waitsUntil = event.until;
       break;
     case "run.paused":
@@ -131,7 +172,7 @@ function see(next: Draft, event: RunEvent): void {
       step({ status: "cancelled" });
       break;
     case "step.update":
-      next.updates.push({
+      draft.updates = withUpdate(draft.updates, {
         seq: event.seq,
         at: event.at,
         node: event.node ?? "",
@@ -146,7 +187,9 @@ function see(next: Draft, event: RunEvent): void {
       const [first, last] = [event.first_seq ?? 0, event.last_seq ?? 0];
       const counts = (update: Update): boolean =>
         stepName(update) !== name || update.seq < first || update.seq > last;
-      next.updates = next.updates.filter(counts);
+      const { all, count } = draft.updates;
+      const left = all.slice(0, count).filter(counts);
+      draft.updates = { all: left, count: left.length };
       break;
     }
   }
@@ -154,6 +197,11 @@ function see(next: Draft, event: RunEvent): void {
     delete next.waitsFor;
     delete next.waitsUntil;
     next.endedAt = event.at;
+    // What was under way has no end of its own: the run's is its end.
+    for (const [name, { node, items, status, attempt }] of draft.steps ?? next.steps) {
+      if (status !== "running" && status !== "suspended") continue;
+      (draft.steps ??= new Map(next.steps)).set(name, { node, items, status: "cancelled", attempt });
+    }
   }
 }
 

@@ -19,4 +19,17 @@ describe("frames", () => {
       ]);
     }
   });
+
+  // An event has up to 4 MiB, and a page of them is more: each piece was once looked through with all before it.
+  it("are put together from many pieces in a time that grows with their size, not with its square", () => {
+    const piece = new TextEncoder().encode("x".repeat(4 << 10));
+    const parser = new FrameParser();
+    parser.push(new TextEncoder().encode("data: "));
+    const begun = performance.now();
+    for (let pieces = 0; pieces < 2_048; pieces += 1) expect(parser.push(piece)).toEqual([]);
+    expect(parser.push(new TextEncoder().encode("\n"))).toEqual([]);
+    const [frame] = parser.push(new TextEncoder().encode("\n"));
+    expect(frame?.data?.length).toBe(8 << 20);
+    expect(performance.now() - begun).toBeLessThan(5_000);
+  });
 });

@@ -1,6 +1,6 @@
 // @vitest-environment jsdom
 import { act, createElement, StrictMode } from "react";
-import { createRoot } from "react-dom/client";
+import { createRoot, hydrateRoot } from "react-dom/client";
 import { describe, expect, it, vi } from "vitest";
 
 import { type RunEvent, RunStore, type Source } from "../src/index.js";
@@ -25,6 +25,14 @@ class Scripted implements Source {
       if (event === undefined) return;
       yield event;
     }
+  }
+
+  /** Sends an event. Whether somebody takes it. */
+  say(event: Partial<RunEvent> & { seq: number; kind: string }): boolean {
+    const { send } = this;
+    this.send = undefined;
+    send?.({ at: "", ...event });
+    return send !== undefined;
   }
 
   /** Sends an event, and waits until those who follow have been told. */
@@ -118,5 +126,75 @@ describe("useRun", () => {
     expect([page.text(), store.get().view.updates.length]).toEqual([`${count} completed  over`, count - 1]);
     expect(told).toBeLessThan(count / 10);
     page.unmount();
+  });
+
+  it("is hydrated with what the server has drawn, and shows what is known after that", async () => {
+    const source = new Scripted();
+    const first = mounted(source, "r5");
+    await source.tell("r5", { seq: 1, kind: "run.started" });
+    const Shown = (): ReturnType<typeof createElement> => createElement("p", null, useRun(source, "r5").view.status);
+    const place = document.createElement("div");
+    place.innerHTML = "<p>queued</p>"; // a server has seen nothing of the run
+    const errors: unknown[] = [];
+    const root = await act(async () => hydrateRoot(place, createElement(Shown), { onRecoverableError: (error) => errors.push(error) }));
+    expect([place.textContent, errors]).toEqual(["running", []]);
+    act(() => root.unmount());
+    first.unmount();
+  });
+
+  it("goes on drawing when the clock is set back", async () => {
+    const source = new Scripted();
+    const page = mounted(source, "r6");
+    await source.tell("r6", { seq: 1, kind: "run.queued" });
+    const clock = vi.spyOn(Date, "now").mockReturnValue(Date.now() - 3_600_000);
+    try {
+      await act(async () => {
+        source.say({ seq: 2, kind: "run.started" });
+        await new Promise((done) => setTimeout(done, 100));
+      });
+      expect(page.text()).toBe("2 running  on");
+    } finally {
+      clock.mockRestore();
+    }
+    page.unmount();
+  });
+});
+
+describe("a store", () => {
+  it("tells all who listen, though one of them fails, and goes on", async () => {
+    const source = new Scripted();
+    const store = RunStore.of(source, "r7");
+    const mistakes: unknown[] = [];
+    vi.stubGlobal("reportError", (error: unknown) => mistakes.push(error));
+    const seen: number[] = [];
+    const stops = [store.listen(() => { throw new Error("mine"); }), store.listen(() => seen.push(store.get().view.seq))];
+    for (const seq of [1, 2]) {
+      await vi.waitUntil(() => source.say({ seq, kind: "run.started" }), { interval: 1 });
+      await vi.waitUntil(() => seen.at(-1) === seq, { interval: 1 });
+    }
+    expect(mistakes.length).toBeGreaterThanOrEqual(2);
+    for (const stop of stops) stop();
+    vi.unstubAllGlobals();
+  });
+
+  it("does not say that it is connected when it is not any more", async () => {
+    vi.useFakeTimers();
+    try {
+      const source: Source = {
+        async *subscribe(_, { onConnection, signal }) {
+          onConnection?.({ connected: true });
+          // One that takes its time to notice.
+          await new Promise((over) => signal?.addEventListener("abort", () => setTimeout(over, 1_000)));
+        },
+      };
+      const store = RunStore.of(source, "r8");
+      store.listen(() => undefined)();
+      await vi.advanceTimersByTimeAsync(1);
+      expect(store.get().connected).toBe(true);
+      await vi.advanceTimersByTimeAsync(5_000);
+      expect(store.get().connected).toBe(false);
+    } finally {
+      vi.useRealTimers();
+    }
   });
 });

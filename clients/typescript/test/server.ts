@@ -52,10 +52,11 @@ export class Server {
   async kill(): Promise<void> {
     const { child } = this;
     if (child === undefined) return;
-    const gone = new Promise((done) => child.once("exit", done));
-    child.removeAllListeners("exit").once("exit", () => undefined);
-    child.kill("SIGKILL");
-    await Promise.race([gone, new Promise((done) => setTimeout(done, 2_000))]);
+    if (child.exitCode === null && child.signalCode === null) {
+      const gone = new Promise((done) => child.once("exit", done));
+      child.kill("SIGKILL");
+      await gone;
+    }
     this.child = undefined;
   }
 

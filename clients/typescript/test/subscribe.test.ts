@@ -1,6 +1,6 @@
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 
-import { emptyView, hasEnded, type RunEvent, seeEvent, Stepwell, StepwellError } from "../src/index.js";
+import { type ChannelEvent, emptyView, hasEnded, type RunEvent, seeEvent, Stepwell, StepwellError } from "../src/index.js";
 import { Proxy } from "./proxy.js";
 import { eventually, Server } from "./server.js";
 
@@ -53,6 +53,26 @@ describe("a subscription", () => {
       expect(seen).toEqual(await journal(run.id));
       if (torture.cutAfterMs !== undefined) expect(proxy.connections).toBeGreaterThan(2);
       proxy.close();
+    }
+  });
+
+  it("comes to the same steps as the API, however a run ends", async () => {
+    const runs = [
+      await server.client.start("probe", { ...slow, updates: 3 }),
+      await server.client.start("probe", { ...slow, updates: 3, permanent: true }),
+      await server.client.start("waits", [{ publish: 1 }, { signal: { name: "go" } }]),
+    ];
+    for (const run of runs) {
+      let view = emptyView;
+      for await (const event of server.client.subscribe(run.id)) {
+        view = seeEvent(view, event);
+        if (view.waitsFor === "signal") await server.client.cancel(run.id);
+      }
+      // A view has no steps that have not begun.
+      const steps = (await server.client.steps(run.id)).data.filter(({ attempts }) => attempts.length > 0);
+      expect([...view.steps.values()].map(({ node, status, attempt }) => ({ node, status, attempt }))).toEqual(
+        steps.map(({ node, status, attempts }) => ({ node, status, attempt: attempts.length })),
+      );
     }
   });
 
@@ -132,6 +152,84 @@ describe("a subscription", () => {
     }
     expect(ended).toEqual(new Set(started.map((run) => run.id)));
     expect(cursors).toEqual([...cursors].sort((a, b) => a - b));
+  });
+});
+
+// Gateways and virus scanners that pass an answer on when it has ended: a stream never gets through them.
+describe("a proxy that holds answers back until they end", () => {
+  const through = async (holds: "answer" | "body", credential = "dev"): Promise<{ proxy: Proxy; client: Stepwell }> => {
+    const proxy = await Proxy.start(() => server.url, { holds });
+    return { proxy, client: new Stepwell({ url: proxy.url, credential }) };
+  };
+
+  it("brings a run's events once and in order, while the run goes on", async () => {
+    for (const holds of ["answer", "body"] as const) {
+      const run = await server.client.start("waits", [{ publish: 1 }, { signal: { name: "go" } }, { publish: 2 }, { signal: { name: "go" } }]);
+      const { token } = await server.client.runToken(run.id);
+      const { proxy, client } = await through(holds, token);
+      const seen: RunEvent[] = [];
+      const states: boolean[] = [];
+      for await (const event of client.subscribe(run.id, { firstByteMs: 300, backoffMaxMs: 50, onConnection: ({ connected }) => states.push(connected) })) {
+        seen.push(event);
+        // Only who sees the run wait brings it to its end.
+        if (event.kind === "run.suspended") await server.client.signal(run.id, "go");
+      }
+      expect(seen).toEqual(await journal(run.id));
+      // Where a head comes through, it takes a second stream to be sure.
+      expect([holds, proxy.streams]).toEqual([holds, holds === "answer" ? 1 : 2]);
+      expect(proxy.pages).toBeGreaterThan(2);
+      expect(states.filter((connected) => connected)).toHaveLength(1);
+      proxy.close();
+    }
+  });
+
+  it("brings what was rolled back, and the server's return, too", async () => {
+    const { proxy, client } = await through("answer");
+    const run = await server.client.start("probe", { ...slow, busy_ms: 800 });
+    const seen: RunEvent[] = [];
+    for await (const event of client.subscribe(run.id, { firstByteMs: 300, backoffMaxMs: 50 })) {
+      seen.push(event);
+      if (event.seq === 20) {
+        await server.kill();
+        await server.up();
+      }
+    }
+    expect(seen).toEqual(await journal(run.id));
+    expect(seen.map(({ kind }) => kind)).toContain("step.rolled_back");
+    expect(proxy.pages).toBeGreaterThan(3);
+    proxy.close();
+  });
+
+  it("brings a channel's events once and in order, from where a subscription begins, without being told when to give up", async () => {
+    const correlation = `held-${Date.now()}`;
+    const start = (): Promise<{ id: string }> => server.client.start("waits", [{ publish: 1 }, { publish: 2 }], { correlation });
+    const first = await start();
+    await collect(server.client.subscribe(first.id));
+    const all = async (): Promise<ChannelEvent[]> => {
+      const answer = await fetch(`${server.url}/v1/channels/waits/events?limit=1000&correlation=${correlation}`, { headers: { authorization: "Bearer dev" } });
+      return ((await answer.json()) as { data: ChannelEvent[] }).data;
+    };
+    const after = (await all())[0]?.cursor ?? 0;
+    const { proxy, client } = await through("answer");
+    const seen: ChannelEvent[] = [];
+    const begun = performance.now();
+    let firstMs = 0;
+    let started = 1;
+    for await (const event of client.subscribeChannel("waits", { correlation, after })) {
+      firstMs ||= performance.now() - begun;
+      seen.push(event);
+      if (event.kind !== "run.completed") continue;
+      // What comes while a page waits, and behind what others have in the channel.
+      if (started++ === 3) break;
+      await collect(server.client.subscribe((await server.client.start("waits", [{ publish: 0 }])).id));
+      await start();
+    }
+    expect(seen).toEqual((await all()).slice(1));
+    expect(new Set(seen.map(({ run }) => run)).size).toBe(3);
+    expect(firstMs).toBeGreaterThan(9_900);
+    expect(firstMs).toBeLessThan(13_000);
+    expect(proxy.streams).toBe(1);
+    proxy.close();
   });
 });
 
