@@ -12,7 +12,7 @@ use crate::ids::{Digest, RunId, Seq, StepId, WorkflowName};
 use crate::json::{ContentRef, Payload};
 use crate::rerun::TakenOver;
 use crate::retry::{Dice, Exhausted, INTERRUPTIONS_MAX, RetryPolicy};
-use crate::run::{CHILDREN_MAX, DEPTH_MAX, EVENTS_MAX, Place, Run, RunStatus, SIGNALS_KEPT_MAX, Step, StepState};
+use crate::run::{CHILDREN_MAX, DEPTH_MAX, Place, Run, RunStatus, SIGNALS_KEPT_MAX, Step, StepState};
 use crate::scope::ITEMS_MAX;
 use crate::time::Timestamp;
 
@@ -244,11 +244,6 @@ impl Run {
         if let Some(status) = self.status.filter(|status| status.is_terminal()) {
             return Err(Refusal::Ended(status));
         }
-        if self.last_seq() >= EVENTS_MAX && !matches!(input, Input::Cancel { .. }) {
-            let message = format!("the run has more than {EVENTS_MAX} events");
-            let failure = Failure::platform(FailureKind::Permanent, "run_too_long", message);
-            return Ok(vec![Event::RunFailed { step: None, failure }]);
-        }
         match input {
             Input::Queue { workflow, version, input, parent, rerun_of, taken_over, place } => {
                 if self.status.is_some() {
@@ -327,7 +322,7 @@ impl Run {
                     Err(failure) => self.failed(step, (&place, state), failure, fuel_used, now, dice),
                 }])
             }
-            Input::AttemptLost { step, attempt, can_resume } => Ok(vec![self.lost(step, attempt, can_resume, now)?]),
+            Input::AttemptLost { step, attempt, can_resume } => self.lost(step, attempt, can_resume, now),
             Input::TimerDue => Ok(self.wake(now)),
             Input::Cancel { reason } => {
                 if self.status.is_none() {
@@ -388,7 +383,7 @@ impl Run {
         now: Timestamp,
         dice: Dice,
     ) -> Event {
-        let policy = self.graph.node(place.node).map(|node| node.retry.clone()).unwrap_or_default();
+        let policy = self.policy_of(place);
         let next_attempt_at = match failure.kind {
             FailureKind::Permanent => None,
             FailureKind::Retryable if failure.is_the_hosts() => {
@@ -400,30 +395,43 @@ impl Run {
             }
         };
         let will_retry = next_attempt_at.is_some();
-        let pauses = !will_retry
-            && failure.kind == FailureKind::Retryable
-            && !failure.is_the_hosts()
-            && policy.when_exhausted == Exhausted::Pause;
+        let pauses = !will_retry && failure.kind == FailureKind::Retryable && policy.when_exhausted == Exhausted::Pause;
         Event::StepFailed { step, attempt: state.attempts, failure, will_retry, next_attempt_at, pauses, fuel_used }
     }
 
     /// An attempt that was cut off is taken up again, or where that cannot be rolled back and started anew at once, as a
     /// new attempt. Neither uses up the policy's attempts: the step has done nothing wrong. One that is cut off again and
-    /// again has.
-    fn lost(&self, step: StepId, attempt: u32, can_resume: bool, now: Timestamp) -> Result<Event, Refusal> {
-        let (_, state) = self.under_way(&step, attempt)?;
+    /// again has, or the host is not well; that is a case for whom the policy names.
+    fn lost(&self, step: StepId, attempt: u32, can_resume: bool, now: Timestamp) -> Result<Vec<Event>, Refusal> {
+        let (place, state) = self.under_way(&step, attempt)?;
+        if can_resume && self.is_held(state) {
+            return Ok(Vec::new());
+        }
         let will_retry = state.interruptions < INTERRUPTIONS_MAX;
         if will_retry && can_resume {
-            return Ok(Event::StepResumed { step, woke: None });
+            return Ok(vec![Event::StepResumed { step, woke: None }]);
         }
+        let pauses = !will_retry && self.policy_of(&place).when_exhausted == Exhausted::Pause;
         let failure = if will_retry {
             Failure::platform(FailureKind::Retryable, INTERRUPTED, "the host stopped while the attempt was under way")
         } else {
+            let kind = if pauses { FailureKind::Retryable } else { FailureKind::Permanent };
             let message = format!("the host stopped {INTERRUPTIONS_MAX} times while this step was under way");
-            Failure::platform(FailureKind::Permanent, "interrupted_too_often", message)
+            Failure::platform(kind, "interrupted_too_often", message)
         };
         let next_attempt_at = will_retry.then_some(now);
-        Ok(Event::StepFailed { step, attempt, failure, will_retry, next_attempt_at, pauses: false, fuel_used: 0 })
+        Ok(vec![Event::StepFailed { step, attempt, failure, will_retry, next_attempt_at, pauses, fuel_used: 0 }])
+    }
+
+    /// Whether an attempt has had no instance since it was last due: nothing is begun in a paused run. What a host that
+    /// stops takes from it is nothing.
+    fn is_held(&self, step: &Step) -> bool {
+        let held = |since: Seq| self.status == Some(RunStatus::Paused) && since > self.paused_since;
+        matches!(step.state, StepState::Running { since } if held(since))
+    }
+
+    fn policy_of(&self, place: &Place) -> RetryPolicy {
+        self.graph.node(place.node).map(|node| node.retry.clone()).unwrap_or_default()
     }
 
     /// A step waits. What has come already ends the wait at once.
@@ -479,7 +487,8 @@ impl Run {
         self.resumed(steps.map(|step| Event::StepResumed { step, woke: woke.clone() }).collect())
     }
 
-    /// A paused run goes on, and with it the steps that wait for an operator, and whatever has become due meanwhile.
+    /// A paused run goes on, and with it the steps that wait for an operator, and those whose time has come meanwhile.
+    /// Children may have ended meanwhile, which the run was not told: they are asked before a wait for one is over.
     fn unpause(&self, now: Timestamp) -> Vec<Event> {
         let waits = |place: &Place| match self.at(place)?.state {
             StepState::Suspended { reason: SuspendReason::Operator, .. } => self.id_of(place),
@@ -487,7 +496,8 @@ impl Run {
         };
         let steps = self.active.iter().filter_map(waits);
         let operator = steps.map(|step| Event::StepResumed { step, woke: Some(Box::new(Woke::Operator)) });
-        [Event::RunResumed {}].into_iter().chain(operator).chain(self.due_timers(now)).collect()
+        let due = self.due_timers(now, |reason| reason != SuspendReason::Child);
+        [Event::RunResumed {}].into_iter().chain(operator).chain(due).collect()
     }
 
     /// Nothing in a paused run goes on, and a suspended one is resumed first.
@@ -509,12 +519,18 @@ impl Run {
             let failure = Failure::platform(FailureKind::Permanent, "run_timeout", message);
             return vec![Event::RunFailed { step: None, failure }];
         }
-        self.resumed(self.due_timers(now).collect())
+        self.resumed(self.due_timers(now, |_| true).collect())
     }
 
-    fn due_timers(&self, now: Timestamp) -> impl Iterator<Item = Event> {
-        self.active.iter().filter_map(move |place| match self.at(place)?.state {
-            StepState::Suspended { reason, until: Some(until), .. } if until <= now => {
+    /// Waits whose time has come, and that nothing else ends: what has come already counts, however late anybody looks at
+    /// the clock.
+    fn due_timers(&self, now: Timestamp, concerns: impl Fn(SuspendReason) -> bool) -> impl Iterator<Item = Event> {
+        self.active.iter().filter_map(move |place| match &self.at(place)?.state {
+            StepState::Suspended { reason, until: Some(until), call, .. } if *until <= now && concerns(*reason) => {
+                let signal = call.as_ref().and_then(|call| call.signal.as_ref());
+                if signal.is_some_and(|name| self.is_kept(name)) {
+                    return None;
+                }
                 let woke = match reason {
                     SuspendReason::Retry | SuspendReason::Operator => None,
                     SuspendReason::Timer => Some(Box::new(Woke::Timer)),

@@ -25,7 +25,8 @@ pub enum Effect {
         /// Its `step.started`.
         since: Seq,
     },
-    /// Come back with [`Input::TimerDue`](crate::Input::TimerDue) at this time or later.
+    /// Come back with [`Input::TimerDue`](crate::Input::TimerDue) at this time or later. Where an
+    /// [`AskChild`](Self::AskChild) is owed too that comes first, or a child that ended in time would be too late.
     WakeAt {
         /// When.
         at: Timestamp,

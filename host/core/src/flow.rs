@@ -102,12 +102,14 @@ impl Pace {
     /// Takes one out of the bucket: where it stands then. When it is empty, from when on there is one.
     pub fn take(&self, mark: Option<Mark>, now: Timestamp) -> Result<Mark, Timestamp> {
         let held = self.interval().saturating_mul(u64::from(self.burst.max(1) - 1));
-        // An empty bucket is full again after so long. A mark beyond that was set by a clock that was ahead.
-        let latest = micros(now).saturating_add(held).saturating_add(self.interval());
+        // An empty bucket is full again so long after the last moment of this millisecond. A mark beyond that was set by
+        // a clock that was ahead.
+        let latest = micros(now).saturating_add(999 + held).saturating_add(self.interval());
         let full_at = mark.map_or(0, |mark| mark.0).max(micros(now)).min(latest);
-        let from = full_at.saturating_sub(held);
-        if from > micros(now) {
-            return Err(Timestamp::from_millis(from.div_ceil(1_000)));
+        // Clocks here count milliseconds: each stands for all the moments in it, or there would be one of them at most.
+        let from = Timestamp::from_millis(full_at.saturating_sub(held) / 1_000);
+        if from > now {
+            return Err(from);
         }
         Ok(Mark(full_at.saturating_add(self.interval())))
     }
@@ -200,8 +202,7 @@ mod tests {
     fn a_pace_is_even_after_its_burst() {
         assert_eq!(times(Pace { limit: 2, period_seconds: 1, burst: 1 }, 4), [0, 500, 1_000, 1_500]);
         assert_eq!(times(Pace { limit: 2, period_seconds: 1, burst: 3 }, 5), [0, 0, 0, 500, 1_000]);
-        // A third of a second is rounded so that no second sees a fourth.
-        assert_eq!(times(Pace { limit: 3, period_seconds: 1, burst: 1 }, 4), [0, 334, 667, 1_001]);
+        assert_eq!(times(Pace { limit: 3, period_seconds: 1, burst: 1 }, 4), [0, 333, 666, 1_000]);
         let fast = times(Pace { limit: 10_000, period_seconds: 1, burst: 1 }, 20_001);
         assert_eq!(*fast.last().unwrap(), 2_000, "many in a millisecond are no faster than the limit");
     }

@@ -12,7 +12,7 @@ pub const ATTEMPTS_MAX: u32 = 100;
 
 /// How many attempts of one step may end through the host's fault before the step counts as what is at fault. They do
 /// not use up the policy's attempts, so without this a step that takes the host down would do so for ever.
-pub const INTERRUPTIONS_MAX: u32 = 100;
+pub const INTERRUPTIONS_MAX: u32 = if cfg!(test) { 5 } else { 100 };
 
 /// Codes that one policy may single out. Those who handle more do it in the step.
 pub const ERRORS_MAX: usize = 32;

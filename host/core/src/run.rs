@@ -19,7 +19,7 @@ use serde_json::json;
 
 use crate::effect::Effect;
 use crate::event::{ChildEnd, ChildRef, Event, ParentRef, SuspendReason, WaitingCall, Woke};
-use crate::failure::Failure;
+use crate::failure::{Failure, FailureKind};
 use crate::graph::{Graph, ItemFailure, Need, Node, NodeIndex, Outgoing, ScopeKind};
 use crate::ids::{Digest, RunId, Seq, StepId};
 use crate::json::{Json, Payload};
@@ -141,7 +141,8 @@ pub const SIGNAL_KEYS_MAX: usize = if cfg!(test) { 8 } else { 10_000 };
 pub const CHILDREN_MAX: usize = if cfg!(test) { 6 } else { 1_000 };
 /// Runs above a run at most: a workflow that starts itself comes to an end.
 pub const DEPTH_MAX: u32 = 8;
-/// Events of a run. The longest loop there can be has half as many; a run that goes on beyond it has lost its way.
+/// Events of a run, after which it fails; what follows from the last of them is still recorded. The longest loop there can
+/// be has half as many; a run that goes on beyond it has lost its way.
 pub const EVENTS_MAX: Seq = if cfg!(test) { 3_000 } else { 10_000_000 };
 /// Bytes of results that a run keeps in memory. A shell stores further ones apart, see [`Run::keeps_much`].
 const KEPT_BYTES: usize = 16 << 20;
@@ -180,6 +181,8 @@ pub struct Run {
     failed: Option<(StepId, Failure)>,
     /// Why the run is to be paused. Empty between appends.
     pause_due: Option<String>,
+    /// The last `run.paused`.
+    pub(crate) paused_since: Seq,
     /// When the run fails if it has not ended by then, and the event that says so.
     pub(crate) deadline: Option<(Timestamp, Seq)>,
     /// Signals that no step has taken, by their names, the oldest first.
@@ -407,6 +410,7 @@ impl Run {
             rollbacks: VecDeque::new(),
             failed: None,
             pause_due: None,
+            paused_since: 0,
             deadline: None,
             signals: BTreeMap::new(),
             signals_kept: 0,
@@ -605,6 +609,16 @@ impl Run {
     /// The event that must be recorded next because of what was, if there is one. Changes nothing.
     #[must_use]
     pub fn consequence(&self) -> Option<Event> {
+        // A run becomes too long with what is on record, and not with what is refused for it: whoever was told that
+        // something is on record will find it there.
+        self.next_consequence().or_else(|| self.is_too_long().then(too_long))
+    }
+
+    fn is_too_long(&self) -> bool {
+        self.last_seq >= EVENTS_MAX && !self.has_ended()
+    }
+
+    fn next_consequence(&self) -> Option<Event> {
         let paused = match self.status? {
             RunStatus::Running => false,
             RunStatus::Paused => true,
@@ -650,6 +664,11 @@ impl Run {
             return Some(Event::RunSuspended { reason: self.waits_for()?, until: self.next_timer() });
         }
         None
+    }
+
+    /// Whether a signal of this name has come and nobody has taken it.
+    pub(crate) fn is_kept(&self, name: &str) -> bool {
+        self.signals.get(name).is_some_and(|kept| !kept.is_empty())
     }
 
     /// A signal that a step waits for and nobody has taken: the oldest of its name, for whoever has waited longest.
@@ -743,7 +762,7 @@ impl Run {
             (_, Event::RunSuspended { .. }) => return Err("something in the run can progress".to_owned()),
             (Some(Suspended | Paused), Event::RunResumed {}) => {}
             (_, Event::RunResumed {}) => return Err("the run is neither suspended nor paused".to_owned()),
-            (Some(Running | Suspended), Event::RunPaused { .. }) => self.pause_due = None,
+            (Some(Running | Suspended), Event::RunPaused { .. }) => (self.pause_due, self.paused_since) = (None, seq),
             (_, Event::RunPaused { .. }) => return Err("the run has not started, or is paused already".to_owned()),
             (Some(Running), Event::RunCompleted { .. }) if self.is_settled() && self.open() == 0 => {}
             (_, Event::RunCompleted { .. }) => return Err("steps are still open".to_owned()),
@@ -837,7 +856,10 @@ impl Run {
                 if *pauses {
                     self.set(&place, StepState::BetweenAttempts)?;
                     self.due.insert(Due::Suspend(place, None));
-                    self.pause_due = Some(format!("`{id}` has used up its attempts ({})", failure.code));
+                    // In a run that is paused already, whoever resumes it sees to this step too.
+                    let is_paused = self.status == Some(RunStatus::Paused);
+                    let reason = || format!("`{id}` has used up its attempts ({})", failure.code);
+                    self.pause_due = (!is_paused).then(reason);
                 } else if !*will_retry {
                     self.set(&place, StepState::Failed)?;
                     self.fail(&place, id, failure);
@@ -934,7 +956,8 @@ impl Run {
         }
         let Some(call) = call else {
             if reason == SuspendReason::Operator {
-                self.at_mut(&place)?.failures = 0;
+                let step = self.at_mut(&place)?;
+                (step.failures, step.interruptions) = (0, 0);
             }
             self.set(&place, StepState::BetweenAttempts)?;
             self.due.insert(Due::Again(place));
@@ -1456,6 +1479,13 @@ impl Run {
     pub(crate) fn next_iteration(&self, place: &Place) -> Option<u32> {
         Some(self.iteration(self.graph.node(place.node)?, &place.items)? + 1)
     }
+}
+
+/// The end of a run with as many events as it may have.
+fn too_long() -> Event {
+    let message = format!("the run has {EVENTS_MAX} events, and no more are allowed");
+    let failure = Failure::platform(FailureKind::Permanent, "run_too_long", message);
+    Event::RunFailed { step: None, failure }
 }
 
 /// The nodes between whose outputs the node that closes a fan-out needs, in a fixed order.

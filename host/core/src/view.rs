@@ -122,6 +122,8 @@ pub struct ArtifactView {
 
 /// Steps of a run, made from its events one after the other: those of the outermost scope in the order of the graph's
 /// nodes, then those of items and iterations in the order in which they began.
+///
+/// What is not among the wanted ones is counted and not kept: a loop has millions of steps.
 #[derive(Debug)]
 pub struct Steps {
     graph: Arc<Graph>,
@@ -129,7 +131,9 @@ pub struct Steps {
     single: Vec<NodeIndex>,
     wanted: Range<usize>,
     views: Vec<StepView>,
-    /// The places of steps of items and iterations.
+    /// Steps of items and iterations that have begun.
+    begun: usize,
+    /// Where in `views` those of them are that are wanted.
     inner: HashMap<StepId, usize>,
 }
 
@@ -147,7 +151,7 @@ impl Steps {
         let first = single.get(wanted.start.min(single.len())..wanted.end.min(single.len()));
         let nodes = first.unwrap_or_default().iter().filter_map(|node| graph.node(*node));
         let views = nodes.map(|node| StepView::new(node.id.clone().into())).collect();
-        Self { graph, single, wanted, views, inner: HashMap::new() }
+        Self { graph, single, wanted, views, begun: 0, inner: HashMap::new() }
     }
 
     /// Takes in the next event.
@@ -155,43 +159,58 @@ impl Steps {
         if matches!(event, Event::RunFailed { .. } | Event::RunCancelled { .. }) {
             self.views.iter_mut().for_each(|view| view.cancel(*at));
         }
-        let place = event.step().and_then(|step| self.place_of(step));
-        let index = place.filter(|place| self.wanted.contains(place)).map(|place| place - self.wanted.start);
-        let Some((index, step)) = index.zip(event.step()) else { return };
-        if index == self.views.len() {
-            // Places are given in the order of beginning, so what is new comes last.
-            self.views.push(StepView::new(step.clone()));
-        }
-        if let Some(view) = self.views.get_mut(index) {
+        let index = event.step().and_then(|step| self.index_of(step, event));
+        if let Some(view) = index.and_then(|index| self.views.get_mut(index)) {
             view.see(*at, event);
         }
     }
 
-    fn place_of(&mut self, step: &StepId) -> Option<usize> {
+    /// Where the view of a step is, if it is wanted.
+    fn index_of(&mut self, step: &StepId, event: &Event) -> Option<usize> {
         let node = self.graph.index_of(&step.node)?;
         if let Some(place) = self.single.binary_search(&node).ok().filter(|_| step.items.is_empty()) {
-            return Some(place);
+            return self.wanted.contains(&place).then(|| place - self.wanted.start);
         }
-        let next = self.count();
-        match self.inner.get(step) {
-            Some(place) => Some(*place),
-            None => {
-                self.inner.insert(step.clone(), next);
-                Some(next)
-            }
+        if !is_first_of_step(event) {
+            return self.inner.get(step).copied();
         }
+        let place = self.count();
+        self.begun += 1;
+        if !self.wanted.contains(&place) {
+            return None;
+        }
+        // Places are given in the order of beginning, so what is new comes last.
+        let index = self.views.len();
+        self.views.push(StepView::new(step.clone()));
+        self.inner.insert(step.clone(), index);
+        Some(index)
     }
 
     /// How many steps there are after what was seen.
     #[must_use]
     pub fn count(&self) -> usize {
-        self.single.len() + self.inner.len()
+        self.single.len() + self.begun
+    }
+
+    /// Names of steps that are kept.
+    #[cfg(test)]
+    pub(crate) fn kept(&self) -> usize {
+        self.inner.len()
     }
 
     /// The steps as they are after what was seen.
     #[must_use]
     pub fn finish(self) -> Vec<StepView> {
         self.views
+    }
+}
+
+/// Whether nothing about its step comes before an event. Each step has exactly one such event.
+const fn is_first_of_step(event: &Event) -> bool {
+    match event {
+        Event::StepStarted { attempt, .. } => *attempt == 1,
+        Event::StepSkipped { .. } | Event::StepTakenOver { .. } => true,
+        _ => false,
     }
 }
 

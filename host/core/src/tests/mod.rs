@@ -1,13 +1,18 @@
 //! What the core promises, told as histories.
 //!
 //! * [`histories`] — small stories with every event written down.
+//! * [`pauses`], [`reruns`], [`limits`], [`views`] — the same for what their names say.
 //! * [`prefixes`] — each story cut off after each event, recovered and finished.
 //! * [`world`] — what surrounds a run there: people who send signals, children that end.
 //! * [`simulation`] — random graphs, outcomes, crashes and cancellations, with properties in plain words.
 
 mod histories;
+mod limits;
+mod pauses;
 mod prefixes;
+mod reruns;
 mod simulation;
+mod views;
 mod world;
 
 use std::sync::Arc;
@@ -98,8 +103,11 @@ impl Play {
 
     fn try_tell(&mut self, input: Input, dice: Dice) -> Result<(), Refusal> {
         let before = self.run.clone();
+        let expected = recorded_as(&input);
         let events = self.run.decide(input, self.now, dice)?;
         assert_eq!(before, self.run, "deciding changes nothing");
+        let first = events.first().map(Event::kind);
+        assert!(expected.is_none_or(|expected| first == Some(expected)), "accepted and not recorded: {first:?}");
         let events = self.run.follow(events).unwrap_or_else(|error| panic!("{error}\n{}", self.text()));
         for event in events {
             let seq = self.history.len() as u64 + 1;
@@ -163,20 +171,45 @@ impl Play {
 
     /// What the host that comes after a crash does first.
     fn lose_all_attempts(&mut self) {
-        for (step, attempt) in self.running() {
-            self.tell(Input::AttemptLost { step, attempt, can_resume: false });
-        }
+        self.lose(false);
     }
 
     /// The same, where nothing stands in the way of going on.
     fn resume_all_attempts(&mut self) {
+        self.lose(true);
+    }
+
+    fn lose(&mut self, can_resume: bool) {
         for (step, attempt) in self.running() {
-            self.tell(Input::AttemptLost { step, attempt, can_resume: true });
+            match self.try_tell(Input::AttemptLost { step, attempt, can_resume }, Dice(1 << 63)) {
+                // One that was lost once too often has taken the others with it: its item's, or all.
+                Ok(()) | Err(Refusal::NotUnderWay { .. } | Refusal::Ended(_)) => {}
+                Err(refusal) => panic!("{refusal}\n{}", self.text()),
+            }
         }
     }
 
     fn text(&self) -> String {
         self.history.iter().map(line).collect()
+    }
+}
+
+/// The event that whoever is told of an input's acceptance counts on.
+fn recorded_as(input: &Input) -> Option<&'static str> {
+    match input {
+        Input::Queue { .. } => Some("run.queued"),
+        Input::Start => Some("run.started"),
+        Input::Publish { .. } => Some("step.update"),
+        Input::RecordCall { .. } | Input::StartChild { .. } => Some("step.call"),
+        Input::Wait { .. } => Some("step.suspended"),
+        Input::Signal { .. } => Some("signal.received"),
+        Input::Pause { .. } => Some("run.paused"),
+        Input::Resume => Some("run.resumed"),
+        Input::Log { .. } => Some("step.log"),
+        Input::StoreArtifact { .. } => Some("step.artifact"),
+        Input::Cancel { .. } => Some("run.cancelled"),
+        // These tell what has happened, and nobody waits for an answer.
+        Input::ChildEnded { .. } | Input::AttemptEnded { .. } | Input::AttemptLost { .. } | Input::TimerDue => None,
     }
 }
 

@@ -5,11 +5,12 @@ use std::collections::{HashMap, HashSet};
 use super::world::{Wait, World};
 use super::*;
 use crate::event::{RerunRef, SuspendReason};
+use crate::failure::{INTERRUPTED, UNAVAILABLE};
 use crate::graph::tests::LIMITS;
 use crate::graph::{EdgeSpec, ItemFailure, Node, NodeIndex, NodeSpec, ScopeKind, SignalSpec};
 use crate::rerun::Results;
 use crate::retry::Exhausted;
-use crate::run::RunStatus;
+use crate::run::{EVENTS_MAX, RunStatus};
 use crate::scope::{OUTERMOST, ScopeIndex};
 
 /// Seeds played in a test run; more by `STEPWELL_SEEDS=100000`, one by `STEPWELL_SEED=17`.
@@ -335,6 +336,7 @@ fn play(seed: u64) -> (Plan, Play, World) {
     let mut play = Play::new(&plan.graph);
     let mut world = World::new();
     let cancels = dealer.one_in(10);
+    let chatters = dealer.one_in(200);
     for moves in 0.. {
         world.see_to_family(&mut play);
         if play.run.has_ended() && world.is_told(&play) {
@@ -371,6 +373,8 @@ fn play(seed: u64) -> (Plan, Play, World) {
         } else {
             let running = play.running();
             match running.get(dealer.below(running.len() + 1)) {
+                Some((step, attempt)) if chatters => (0..100).for_each(|_| chat(&mut play, step, *attempt)),
+                Some((step, attempt)) if dealer.one_in(40) => host_cannot_run(&mut play, step, *attempt),
                 Some((step, attempt)) if dealer.one_in(2) => plan.go_on_once(&mut play, &mut world, step, *attempt),
                 Some((step, attempt)) => play.publish(&step.to_string(), *attempt),
                 None if play.run.status() == Some(RunStatus::Paused) => world.pause_or_resume(&mut play),
@@ -382,10 +386,40 @@ fn play(seed: u64) -> (Plan, Play, World) {
     (plan, play, world)
 }
 
+/// Publishes while there is somebody to hear it.
+fn chat(play: &mut Play, step: &StepId, attempt: u32) {
+    if !play.run.has_ended() {
+        play.publish(&step.to_string(), attempt);
+    }
+}
+
+fn host_cannot_run(play: &mut Play, step: &StepId, attempt: u32) {
+    let result = Err(Failure::platform(FailureKind::Retryable, UNAVAILABLE, "no room"));
+    play.tell(Input::AttemptEnded { step: step.clone(), attempt, result, fuel_used: 0 });
+}
+
 type Property = fn(&Plan, &Play) -> bool;
 
 fn ended_by_its_limit(play: &Play) -> bool {
     matches!(play.history.last().map(|r| &r.event), Some(Event::RunFailed { step: None, .. }))
+}
+
+fn ended_by(play: &Play, code: &str) -> bool {
+    matches!(play.history.last().map(|r| &r.event), Some(Event::RunFailed { failure, .. }) if failure.code == code)
+}
+
+/// Whether a step's failure is one of the host's.
+fn is_of_the_host(failure: &Failure) -> bool {
+    let codes = [UNAVAILABLE, INTERRUPTED, "interrupted_too_often"];
+    failure.source == FailureSource::Platform && codes.contains(&failure.code.as_str())
+}
+
+/// Whether a step failed for good because the host could not run it: what the rules say of the run does not hold then.
+fn was_given_up(play: &Play) -> bool {
+    play.history.iter().any(|r| match &r.event {
+        Event::StepFailed { failure, will_retry: false, pauses: false, .. } => is_of_the_host(failure),
+        _ => false,
+    })
 }
 
 /// The properties, each over a whole history.
@@ -500,7 +534,86 @@ const PROPERTIES: &[(&str, Property)] = &[
             Event::RunStarted { deadline } => *deadline,
             _ => None,
         });
-        !ended_by_its_limit(play) || deadline.is_some_and(|deadline| play.history.last().unwrap().at >= deadline)
+        !ended_by(play, "run_timeout") || deadline.is_some_and(|deadline| play.history.last().unwrap().at >= deadline)
+    }),
+    ("ARunIsTooLongWhenItHasAsManyEventsAsItMayAndNotBefore", |_, play| {
+        let is_short = |events: &usize| (*events as u64) < EVENTS_MAX;
+        let (last, before) = play.appends.split_last().unwrap();
+        before.iter().all(is_short) && (!ended_by(play, "run_too_long") || !is_short(last))
+    }),
+    ("ARunThatWasResumedPausesOnlyForWhatIsNew", |_, play| {
+        let mut exhausted = false;
+        play.history.iter().all(|r| {
+            match &r.event {
+                Event::StepFailed { pauses: true, .. } => exhausted = true,
+                Event::RunResumed {} => exhausted = false,
+                // A person's pause has no reason here.
+                Event::RunPaused { reason: Some(_) } => return exhausted,
+                _ => {}
+            }
+            true
+        })
+    }),
+    ("AnOperatorIsWaitedForInPausedRunsOnly", |_, play| {
+        let mut waiting: HashSet<&StepId> = HashSet::new();
+        play.history.iter().all(|r| {
+            match &r.event {
+                Event::StepSuspended { step, reason: SuspendReason::Operator, .. } => drop(waiting.insert(step)),
+                Event::StepResumed { step, .. } | Event::StepCancelled { step } => drop(waiting.remove(step)),
+                Event::StepStarted { .. } | Event::RunSuspended { .. } => return waiting.is_empty(),
+                _ => {}
+            }
+            true
+        })
+    }),
+    ("NoWaitTimesOutWhileASignalIsThereForIt", |_, play| {
+        let mut kept: HashMap<&str, usize> = HashMap::new();
+        let mut waits_for: HashMap<&StepId, &str> = HashMap::new();
+        play.history.iter().all(|r| match &r.event {
+            Event::SignalReceived { name, .. } => {
+                *kept.entry(name).or_default() += 1;
+                true
+            }
+            Event::StepSuspended { step, call, .. } => {
+                waits_for.remove(step);
+                waits_for.extend(call.as_ref().and_then(|call| Some((step, call.signal.as_deref()?))));
+                true
+            }
+            Event::StepResumed { step, woke: Some(woke) } => {
+                let kept = waits_for.get(step).map(|name| kept.entry(name).or_default());
+                match (&**woke, kept) {
+                    (Woke::Signal { .. }, Some(kept)) => *kept -= 1,
+                    (Woke::TimedOut, Some(kept)) => return *kept == 0,
+                    _ => {}
+                }
+                true
+            }
+            _ => true,
+        })
+    }),
+    ("WhatTheHostIsAtFaultForIsAnOperatorsCaseWhereThePolicySaysSo", |plan, play| {
+        play.history.iter().all(|r| match &r.event {
+            Event::StepFailed { step, failure, will_retry: false, pauses, .. } if is_of_the_host(failure) => {
+                *pauses == (plan.graph.nodes()[plan.index(step)].retry.when_exhausted == Exhausted::Pause)
+            }
+            _ => true,
+        })
+    }),
+    ("WhatIsHeldIsNotCutOff", |_, play| {
+        let mut paused = false;
+        let mut taken_up: HashSet<&StepId> = HashSet::new();
+        play.history.iter().all(|r| {
+            match &r.event {
+                Event::RunPaused { .. } => paused = true,
+                Event::RunResumed {} => {
+                    paused = false;
+                    taken_up.clear();
+                }
+                Event::StepResumed { step, woke: None } if paused => return taken_up.insert(step),
+                _ => {}
+            }
+            true
+        })
     }),
     ("a completed step never runs again", |_, play| {
         let mut done = HashSet::new();
@@ -591,12 +704,14 @@ const PROPERTIES: &[(&str, Property)] = &[
             failed_items.iter().all(|failed| step.items.is_empty() || step.items[0] != failed.items[0])
         };
         play.run.status() != Some(RunStatus::Completed)
+            || was_given_up(play)
             || !fails && expected.is_subset(&completed) && completed.difference(&expected).all(|step| !beside(&step))
     }),
     ("a run that nobody cancels fails exactly when the rules say so", |plan, play| {
         let fails = plan.frame(OUTERMOST, &[], true, &mut HashSet::new());
         play.run.status() == Some(RunStatus::Cancelled)
             || ended_by_its_limit(play)
+            || was_given_up(play)
             || (play.run.status() == Some(RunStatus::Failed)) == fails
     }),
     ("a fan-out never has more items under way than it may", |plan, play| {
@@ -644,6 +759,9 @@ fn random_runs_keep_every_promise() {
     for moment in moments {
         assert!(seen.get(moment).is_some_and(|count| *count > seeds / 200), "{moment}: {seen:?}");
     }
+    for moment in ["run_too_long", "interrupted_too_often", "exhausted by the host"] {
+        assert!(seen.get(moment).is_some_and(|count| *count > seeds / 2_000), "{moment}: {seen:?}");
+    }
 }
 
 /// What a story must come by.
@@ -656,7 +774,10 @@ fn moment(event: &Event) -> &'static str {
             Woke::Child(_) => "child",
             Woke::Operator => "operator",
         },
+        Event::RunFailed { step: None, failure } if failure.code == "run_too_long" => "run_too_long",
         Event::RunFailed { step: None, .. } => "run_timeout",
+        Event::StepFailed { failure, .. } if failure.code == "interrupted_too_often" => "interrupted_too_often",
+        Event::StepFailed { failure, pauses: true, .. } if is_of_the_host(failure) => "exhausted by the host",
         event => event.kind(),
     }
 }
@@ -677,7 +798,7 @@ fn a_rerun_runs_what_comes_after_its_step_and_nothing_else() {
                 continue;
             };
             let steps: HashSet<StepId> = taken.iter().map(|taken| taken.step.clone()).collect();
-            assert!(!steps.contains(&from), "seed {seed}");
+            assert_eq!(steps, to_take_over(&plan.graph, &first, &node.id), "seed {seed} from {from}\n{}", first.text());
             taken_over += steps.len();
             let mut play = Play { history: vec![], appends: vec![], ..Play::new(&plan.graph) };
             play.run = Run::new(Arc::clone(&plan.graph));
@@ -710,6 +831,34 @@ fn a_rerun_runs_what_comes_after_its_step_and_nothing_else() {
         }
     }
     assert!(taken_over > 1_000 && refused > 500, "{taken_over} {refused}");
+}
+
+/// What the rules say of a rerun: everything that has completed and does not come after the step. What opens a scope
+/// counts when the scope is done; what lies within is not taken over by itself.
+fn to_take_over(graph: &Graph, first: &Play, from: &NodeId) -> HashSet<StepId> {
+    let mut completed: HashSet<&NodeId> = HashSet::new();
+    for recorded in &first.history {
+        let Event::StepCompleted { step, again, .. } = &recorded.event else { continue };
+        let goes_on = *again && !step.items.is_empty();
+        let _ = if goes_on { completed.remove(&step.node) } else { completed.insert(&step.node) };
+    }
+    let mut after: HashSet<NodeIndex> = graph.index_of(from).into_iter().collect();
+    let mut ahead: Vec<NodeIndex> = after.iter().copied().collect();
+    while let Some(node) = ahead.pop() {
+        ahead
+            .extend(graph.nodes()[node].outgoing.iter().map(|edge| edge.target).filter(|target| after.insert(*target)));
+    }
+    let node = |index: &NodeIndex| &graph.nodes()[*index];
+    let is_done = |index: &&NodeIndex| {
+        let inner = node(index).opens.and_then(|scope| graph.inner(scope));
+        completed.contains(&node(index).id) && inner.is_none_or(|inner| completed.contains(&node(&inner.closer).id))
+    };
+    let outermost = graph.scopes()[OUTERMOST].nodes.iter();
+    outermost
+        .filter(|index| !after.contains(*index))
+        .filter(is_done)
+        .map(|index| node(index).id.clone().into())
+        .collect()
 }
 
 fn first_run() -> crate::ids::RunId {

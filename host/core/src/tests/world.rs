@@ -33,6 +33,15 @@ struct Child {
     end: Option<ChildEnd>,
     /// The parent was told, and took notice or not.
     told: bool,
+    /// Events that the parent had when it ended.
+    ended_after: Option<usize>,
+}
+
+impl Child {
+    fn end(&mut self, end: ChildEnd, play: &Play) -> &ChildEnd {
+        self.ended_after.get_or_insert(play.history.len());
+        self.end.get_or_insert(end)
+    }
 }
 
 /// Everything outside of the run that a crash of the host does not touch.
@@ -124,7 +133,7 @@ impl World {
                 }
                 Effect::CancelChild { run, .. } => {
                     let child = self.children.entry(run).or_default();
-                    child.end.get_or_insert(ChildEnd::Cancelled);
+                    child.end(ChildEnd::Cancelled, play);
                     child.told = true;
                 }
                 _ => {}
@@ -160,7 +169,7 @@ impl World {
 
     fn end_and_tell(&mut self, play: &mut Play, run: RunId, end: ChildEnd) {
         let child = self.children.entry(run).or_default();
-        let end = child.end.get_or_insert(end).clone();
+        let end = child.end(end, play).clone();
         child.told = true;
         if !play.run.has_ended() {
             play.tell(Input::ChildEnded { run, end });
@@ -225,6 +234,21 @@ impl World {
 
     /// What must be so at the end.
     pub(super) fn check(&self, play: &Play, seed: u64) {
+        let mut waits_for: BTreeMap<&StepId, RunId> = BTreeMap::new();
+        for (at, recorded) in play.history.iter().enumerate() {
+            match &recorded.event {
+                Event::StepSuspended { step, call, .. } => {
+                    waits_for.remove(step);
+                    waits_for.extend(call.as_ref().and_then(|call| Some((step, call.child?))));
+                }
+                Event::StepResumed { step, woke: Some(woke) } if **woke == Woke::TimedOut => {
+                    let child = waits_for.get(step).and_then(|child| self.children.get(child));
+                    let is_over = child.and_then(|child| child.ended_after).is_some_and(|ended| ended <= at);
+                    assert!(!is_over, "seed {seed}: NoWaitTimesOutOnAChildThatHasEnded\n{}", play.text());
+                }
+                _ => {}
+            }
+        }
         for recorded in &play.history {
             let Event::StepCall { child: Some(child), .. } = &recorded.event else { continue };
             let here = self.children.get(&child.run);
