@@ -214,7 +214,11 @@ async fn random_programs_come_to_what_their_model_says_on_disks_that_are_slow_fu
         for (at, program) in programs.iter().enumerate() {
             if runs[at].is_none() && next(&mut random).is_multiple_of(4) {
                 let input = Json::parse(program.script.to_string()).unwrap();
-                let key = IdempotencyKey { key: format!("{at}"), fingerprint: Digest::from_bytes([at as u8; 32]) };
+                let key = IdempotencyKey {
+                    key: format!("{at}"),
+                    fingerprint: Digest::from_bytes([at as u8; 32]),
+                    time: None,
+                };
                 match host.driver.start(&host.tenant, &host.workflow, None, input, Some(key)).await {
                     Ok(started) => runs[at] = Some(RunKey { tenant: host.tenant.clone(), run: started.run }),
                     Err(StartError::Journal(_) | StartError::Stopping) => break,

@@ -253,7 +253,8 @@ async fn work(journal: &Arc<RedbJournal>) -> BTreeMap<u8, Vec<Event>> {
             let mut acknowledged = Vec::new();
             let first = batch(None, 1, first_events(), vec![]);
             let mut summary = first.summary.clone().unwrap();
-            let wanted = IdempotencyKey { key: format!("k{run}"), fingerprint: Digest::from_bytes([run; 32]) };
+            let wanted =
+                IdempotencyKey { key: format!("k{run}"), fingerprint: Digest::from_bytes([run; 32]), time: None };
             if journal.create(&key(run), first.clone(), Some(wanted)).await.is_err() {
                 return (run, acknowledged);
             }
@@ -392,7 +393,7 @@ async fn retention_deletes_a_run_with_all_that_only_it_refers_to() {
     for run in 1..=3u8 {
         let first = batch(None, 1, first_events(), vec![shared.clone()]);
         let summary = first.summary.clone().unwrap();
-        let wanted = IdempotencyKey { key: format!("k{run}"), fingerprint: Digest::from_bytes([run; 32]) };
+        let wanted = IdempotencyKey { key: format!("k{run}"), fingerprint: Digest::from_bytes([run; 32]), time: None };
         journal.create(&key(run), first, Some(wanted)).await.unwrap();
         let contents = if run == 1 { vec![own.clone()] } else { vec![] };
         if run != 3 {

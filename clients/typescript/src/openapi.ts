@@ -731,46 +731,6 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
-    "/v1/workflows/{name}/flow-control": {
-        parameters: {
-            query?: never;
-            header?: never;
-            path?: never;
-            cookie?: never;
-        };
-        /** A workflow's flow control. Empty when its runs go without limits. */
-        get: operations["get_workflows_name_flow_control"];
-        /**
-         * Sets a workflow's flow control, in place of what was set before. The numbers hold at once, for all runs that were
-         *     accepted under a flow control; keys and priorities hold for runs that are accepted from here on. It belongs to the
-         *     workflow and not to a version: a deployment leaves it as it is.
-         */
-        put: operations["put_workflows_name_flow_control"];
-        post?: never;
-        /** Lets a workflow's runs go without limits. Those in its queue start. */
-        delete: operations["delete_workflows_name_flow_control"];
-        options?: never;
-        head?: never;
-        patch?: never;
-        trace?: never;
-    };
-    "/v1/workflows/{name}/flow-control/keys": {
-        parameters: {
-            query?: never;
-            header?: never;
-            path?: never;
-            cookie?: never;
-        };
-        /** What waits and executes of a workflow's runs, by key. Keys of which nothing does disappear after a while. */
-        get: operations["get_workflows_name_flow_control_keys"];
-        put?: never;
-        post?: never;
-        delete?: never;
-        options?: never;
-        head?: never;
-        patch?: never;
-        trace?: never;
-    };
     "/v1/workflows/{name}/runs": {
         parameters: {
             query?: never;
@@ -1017,19 +977,6 @@ export interface components {
             /** @description Origins as browsers spell them, such as `https://app.example`, at most 64. No `*`. */
             origins: string[];
         };
-        /** @description How long a run waits for a later one. */
-        Debounce: {
-            /**
-             * Format: int32
-             * @description From the first run on, no later one is put off for longer than this. Without it, there is no end to it.
-             */
-            at_most_seconds?: number | null;
-            /**
-             * Format: int32
-             * @description Each run waits so long, 1 second to 7 days.
-             */
-            seconds: number;
-        };
         /** @description Something that a webhook was not told yet. */
         Delivery: {
             /**
@@ -1200,47 +1147,6 @@ export interface components {
             /** @description Their workflow. */
             workflow: string;
         };
-        /**
-         * @description What of a workflow runs at once, and how fast its runs start. All of it holds for each key by itself; what is left out
-         *     is without limit.
-         */
-        FlowControl: {
-            /**
-             * Format: int32
-             * @description Steps that execute at once, 1 to 1,000,000. A step that is suspended does not count.
-             */
-            concurrency?: number | null;
-            debounce?: components["schemas"]["Debounce"] | null;
-            /**
-             * @description A jq expression on a run's input, such as `.account`. Runs with the same value count together; without one all runs
-             *     of the workflow do.
-             */
-            key?: string | null;
-            /**
-             * @description A jq expression on a run's input for its priority, an integer from -1000 to 1000. Of the queued runs with a key, those
-             *     with the highest start first, and of these the oldest. Without one it is 0.
-             */
-            priority?: string | null;
-            rate_limit?: components["schemas"]["Pace"] | null;
-            throttle?: components["schemas"]["Pace"] | null;
-        };
-        /** @description What waits and executes of the runs with one key. */
-        FlowKey: {
-            /** @description The key. */
-            key: string;
-            /** @description When the next run starts, where that is a matter of time and not of a step's end. */
-            next_start_at?: string | null;
-            /**
-             * Format: int64
-             * @description Runs that have not started.
-             */
-            queued: number;
-            /**
-             * Format: int32
-             * @description Steps that execute at this moment.
-             */
-            running: number;
-        };
         /** @description One thing that is wrong with a graph. */
         GraphProblem: {
             /** @description A stable identifier. */
@@ -1363,24 +1269,6 @@ export interface components {
             url: string;
             /** @description The workflows whose runs it is told of; all when it is left out. */
             workflows?: string[] | null;
-        };
-        /** @description So many in a period. */
-        Pace: {
-            /**
-             * Format: int32
-             * @description How many at once after a pause; when it is left out 1 for `throttle`, and `limit` for `rate_limit`.
-             */
-            burst?: number | null;
-            /**
-             * Format: int32
-             * @description How many in a period, 1 to 1,000,000, spread evenly.
-             */
-            limit: number;
-            /**
-             * Format: int32
-             * @description The period, 1 second to 7 days.
-             */
-            period_seconds: number;
         };
         /** @description Where a list goes on. */
         PageInfo: {
@@ -1670,28 +1558,6 @@ export interface components {
             page: components["schemas"]["PageInfo"];
         };
         /** @description A list, or a part of one. */
-        Page_FlowKey: {
-            /** @description The entries. */
-            data: {
-                /** @description The key. */
-                key: string;
-                /** @description When the next run starts, where that is a matter of time and not of a step's end. */
-                next_start_at?: string | null;
-                /**
-                 * Format: int64
-                 * @description Runs that have not started.
-                 */
-                queued: number;
-                /**
-                 * Format: int32
-                 * @description Steps that execute at this moment.
-                 */
-                running: number;
-            }[];
-            /** @description Where it goes on. */
-            page: components["schemas"]["PageInfo"];
-        };
-        /** @description A list, or a part of one. */
         Page_Provider: {
             /** @description The entries. */
             data: {
@@ -1726,23 +1592,14 @@ export interface components {
                 failure?: components["schemas"]["FailureBody"] | null;
                 /** @description The code of the failure, for a run that failed. */
                 failure_code?: string | null;
-                /** @description Its key in its workflow's flow control. */
-                flow_key?: string | null;
                 /** @description Its id, a UUID. */
                 id: string;
                 /** @description Its input. Not in lists. */
                 input?: Record<string, never>;
-                /** @description It waits until then for a later run to take its place. */
-                not_before?: string | null;
                 /** @description Its output, once it has completed. Not in lists. */
                 output?: Record<string, never>;
                 /** @description The run that started it as a child. */
                 parent?: string;
-                /**
-                 * Format: int32
-                 * @description Its priority there.
-                 */
-                priority?: number | null;
                 /** @description The run that it repeats. */
                 rerun_of?: string;
                 /** @description When its first steps became due. */
@@ -2040,23 +1897,14 @@ export interface components {
             failure?: components["schemas"]["FailureBody"] | null;
             /** @description The code of the failure, for a run that failed. */
             failure_code?: string | null;
-            /** @description Its key in its workflow's flow control. */
-            flow_key?: string | null;
             /** @description Its id, a UUID. */
             id: string;
             /** @description Its input. Not in lists. */
             input?: Record<string, never>;
-            /** @description It waits until then for a later run to take its place. */
-            not_before?: string | null;
             /** @description Its output, once it has completed. Not in lists. */
             output?: Record<string, never>;
             /** @description The run that started it as a child. */
             parent?: string;
-            /**
-             * Format: int32
-             * @description Its priority there.
-             */
-            priority?: number | null;
             /** @description The run that it repeats. */
             rerun_of?: string;
             /** @description When its first steps became due. */
@@ -4209,147 +4057,6 @@ export interface operations {
             };
         };
     };
-    get_workflows_name_flow_control: {
-        parameters: {
-            query?: never;
-            header?: never;
-            path: {
-                /** @description The workflow's name. */
-                name: string;
-            };
-            cookie?: never;
-        };
-        requestBody?: never;
-        responses: {
-            200: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["FlowControl"];
-                };
-            };
-            /** @description `unknown_workflow` */
-            404: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["Problem"];
-                };
-            };
-        };
-    };
-    put_workflows_name_flow_control: {
-        parameters: {
-            query?: never;
-            header?: never;
-            path: {
-                /** @description The workflow's name. */
-                name: string;
-            };
-            cookie?: never;
-        };
-        requestBody: {
-            content: {
-                "application/json": components["schemas"]["FlowControl"];
-            };
-        };
-        responses: {
-            200: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["FlowControl"];
-                };
-            };
-            /** @description `unknown_workflow` */
-            404: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["Problem"];
-                };
-            };
-            /** @description `invalid_json`, `invalid_body`, `invalid_expression` */
-            422: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["Problem"];
-                };
-            };
-        };
-    };
-    delete_workflows_name_flow_control: {
-        parameters: {
-            query?: never;
-            header?: never;
-            path: {
-                /** @description The workflow's name. */
-                name: string;
-            };
-            cookie?: never;
-        };
-        requestBody?: never;
-        responses: {
-            /** @description There is none any more. */
-            204: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content?: never;
-            };
-            /** @description `unknown_workflow` */
-            404: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["Problem"];
-                };
-            };
-        };
-    };
-    get_workflows_name_flow_control_keys: {
-        parameters: {
-            query?: {
-                /** @description Where the last page ended. */
-                cursor?: string;
-                /** @description Keys on the page, 1 to 500; 100 when it is left out. */
-                limit?: number;
-            };
-            header?: never;
-            path: {
-                /** @description The workflow's name. */
-                name: string;
-            };
-            cookie?: never;
-        };
-        requestBody?: never;
-        responses: {
-            200: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["Page_FlowKey"];
-                };
-            };
-            /** @description `unknown_workflow` */
-            404: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["Problem"];
-                };
-            };
-        };
-    };
     post_workflows_name_runs: {
         parameters: {
             query?: never;
@@ -4409,17 +4116,8 @@ export interface operations {
                     "application/json": components["schemas"]["Problem"];
                 };
             };
-            /** @description `invalid_json`, `invalid_body`, `invalid_input` (with `problems` where the workflow has a schema), `input_not_checked`, `idempotency_mismatch`, `invalid_correlation`, `flow_control_failed` (an expression of the workflow's flow control has no usable value for the input) */
+            /** @description `invalid_json`, `invalid_body`, `invalid_input` (with `problems` where the workflow has a schema), `input_not_checked`, `idempotency_mismatch`, `invalid_correlation` */
             422: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["Problem"];
-                };
-            };
-            /** @description `rate_limited`: by the workflow's flow control; `Retry-After` says for how long */
-            429: {
                 headers: {
                     [name: string]: unknown;
                 };

@@ -91,16 +91,51 @@ pub enum HttpError {
     TooLarge(u64),
 }
 
+/// How a response begins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HttpAnswer {
+    /// 100 to 599.
+    pub status: u16,
+    /// The first bytes of the body, for people.
+    pub beginning: Vec<u8>,
+}
+
 impl Outbound {
     /// Sends a request and waits for the whole response.
     pub async fn send(&self, request: HttpRequest, secret: Option<SecretHeader>) -> Result<HttpResponse, HttpError> {
+        let (request, time) = self.admit(request, secret)?;
+        tokio::time::timeout(time, self.exchange(request)).await.unwrap_or(Err(HttpError::Timeout))
+    }
+
+    /// Sends a request and waits for how it is taken: a status within the time. Of the body it reads nothing after a
+    /// success, and else no more than `bytes_max` and what comes within the time; then the connection is given up. So a
+    /// server gains nothing by sending much, or slowly.
+    pub async fn tell(&self, request: HttpRequest, bytes_max: usize) -> Result<HttpAnswer, HttpError> {
+        let (request, time) = self.admit(request, None)?;
+        let host = request.url().host_str().unwrap_or_default().to_owned();
+        let deadline = tokio::time::Instant::now() + time;
+        let response = tokio::time::timeout_at(deadline, self.client.execute(request)).await;
+        let response = response.map_err(|_elapsed| HttpError::Timeout)?;
+        let mut response = response.map_err(|error| HttpError::from(Trouble::of(&error, &host)))?;
+        let mut beginning = Vec::new();
+        while !response.status().is_success() && beginning.len() < bytes_max {
+            match tokio::time::timeout_at(deadline, response.chunk()).await {
+                Ok(Ok(Some(chunk))) => beginning.extend(chunk.into_iter().take(bytes_max - beginning.len())),
+                _ => break,
+            }
+        }
+        Ok(HttpAnswer { status: response.status().as_u16(), beginning })
+    }
+
+    /// Applies every rule that needs no network.
+    fn admit(&self, request: HttpRequest, secret: Option<SecretHeader>) -> Result<(Request, Duration), HttpError> {
         if request.timeout_ms == 0 || request.timeout_ms > TIMEOUT_MS_MAX {
             return Err(invalid(format!("the timeout is not within 1 and {TIMEOUT_MS_MAX} ms")));
         }
         let time = Duration::from_millis(request.timeout_ms.into());
         let request = prepare(request, secret)?;
         self.egress.check_literal(request.url())?;
-        tokio::time::timeout(time, self.exchange(request)).await.unwrap_or(Err(HttpError::Timeout))
+        Ok((request, time))
     }
 
     async fn exchange(&self, request: Request) -> Result<HttpResponse, HttpError> {
@@ -119,7 +154,7 @@ impl Outbound {
     }
 }
 
-/// Applies every rule that needs no network.
+/// Applies every rule that does not depend on the operator's.
 fn prepare(request: HttpRequest, secret: Option<SecretHeader>) -> Result<Request, HttpError> {
     let mut prepared = Request::new(method(&request.method)?, url(&request.url)?);
     *prepared.headers_mut() = headers(&request.headers, secret)?;

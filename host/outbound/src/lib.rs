@@ -25,7 +25,7 @@ mod text;
 mod trouble;
 
 pub use egress::{AddressRange, Egress, Reach};
-pub use http::{HttpError, HttpRequest, HttpResponse, SecretHeader};
+pub use http::{HttpAnswer, HttpError, HttpRequest, HttpResponse, SecretHeader};
 pub use llm::{Completion, DeltaSink, LlmError, LlmRequest, Message, Price, Provider, ProviderKind, Role, Stopped};
 pub use lookup::{Lookup, SystemLookup};
 pub use secret::Secret;

@@ -225,7 +225,7 @@ pub(super) async fn rerun(
         hash.update([0]);
         hash.update(version.map(|version| *version.as_bytes()).unwrap_or_default());
         hash.update(input.as_ref().map(Json::as_str).unwrap_or_default());
-        IdempotencyKey { key: text, fingerprint: Digest::from_bytes(hash.finalize().into()) }
+        IdempotencyKey { key: text, fingerprint: Digest::from_bytes(hash.finalize().into()), time: None }
     });
     let rerun = Rerun { from_step: from_step.map(StepId::from), input, version, idempotency };
     let started = app.driver.rerun(&key, rerun).await?;

@@ -167,6 +167,7 @@ impl From<JournalError> for Problem {
             .with("first_seq", first_seq),
             JournalError::Closed => Self::unavailable("the host does not accept writes at present"),
             JournalError::Fenced { .. }
+            | JournalError::TimeTaken // no request starts a run for a time
             | JournalError::Damaged { .. }
             | JournalError::UnknownFormat { .. }
             | JournalError::Storage { .. } => {

@@ -154,7 +154,7 @@ fn idempotency_key(
     hash.update(input.as_str());
     // A JSON text has no zero byte, so this is no other input.
     correlation.iter().for_each(|text| hash.update([b"\0", text.as_bytes()].concat()));
-    Ok(Some(IdempotencyKey { key, fingerprint: Digest::from_bytes(hash.finalize().into()) }))
+    Ok(Some(IdempotencyKey { key, fingerprint: Digest::from_bytes(hash.finalize().into()), time: None }))
 }
 
 /// The client's idempotency key.

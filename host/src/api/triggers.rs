@@ -2,7 +2,7 @@
 
 use axum::Json as Answer;
 use axum::body::Body;
-use axum::extract::State;
+use axum::extract::{Query, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
@@ -11,17 +11,18 @@ use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 use stepwell_core::ids::is_word;
 use stepwell_core::{Digest, Json, RunId, TenantId, WorkflowName};
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 
 use super::App;
 use super::auth::{Segments, Tenant};
 use super::problem::{self, Problem, ProblemBody};
-use super::runs::idempotency_text;
+use super::runs::{LIMIT_MAX, idempotency_text, limit, query};
 use super::secrets::checked_name;
-use super::wire::Page;
+use super::wire::{Page, PageInfo};
 use crate::clock::{self, rfc3339};
 use crate::journal::triggers::{
-    Missed, Scheme, SentEvent, SignalAction, TriggerAction, TriggerMark, TriggerOn, TriggerRecord,
+    Begun, Missed, Scheme, SignalAction, TRIGGERS_MAX, TRIGGERS_OF_EVENT_MAX, TooMany, TriggerAction, TriggerMark,
+    TriggerOn, TriggerRecord, WEBHOOKS_MAX,
 };
 use crate::sandbox::EvaluateError;
 use crate::sandbox::limits::EXPRESSION_BYTES_MAX;
@@ -31,16 +32,14 @@ use crate::triggers::{ActError, Acted, Occurrence};
 
 /// Bytes of a trigger: its expressions and the input of its runs.
 const BODY_BYTES_MAX: usize = 256 << 10;
-/// Triggers of one tenant.
-const TRIGGERS_MAX: usize = 1_000;
-/// Triggers of one event. Its sender waits for all of them.
-const TRIGGERS_OF_EVENT_MAX: usize = 50;
 /// Bytes of a signed request, and of an event: a message, not a file.
 const OCCURRENCE_BYTES_MAX: usize = 1 << 20;
 /// Characters of an event's id.
 const EVENT_ID_LEN_MAX: usize = 255;
 /// Times that a trigger shows in advance.
 const UPCOMING: usize = 5;
+/// Triggers on a page when the client does not say.
+const LIMIT_DEFAULT: usize = 100;
 
 /// A trigger to be set up. Which fields it has depends on its kind.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -62,6 +61,8 @@ pub(super) struct NewTrigger<'a> {
     missed: Option<Missed>,
     /// `webhook`: the name of the secret that requests are signed with.
     secret: Option<String>,
+    /// `webhook`: the name of another secret that they may be signed with, while the sender changes over to a new one.
+    previous_secret: Option<String>,
     /// `webhook`: how they are signed; `stepwell` when it is left out.
     scheme: Option<Scheme>,
     /// `event`: the event's name.
@@ -129,6 +130,9 @@ pub(super) struct TriggerBody {
     /// The name of the secret that requests are signed with.
     #[serde(skip_serializing_if = "Option::is_none")]
     secret: Option<String>,
+    /// The name of another that they may be signed with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    previous_secret: Option<String>,
     /// How they are signed.
     #[serde(skip_serializing_if = "Option::is_none")]
     scheme: Option<Scheme>,
@@ -186,6 +190,7 @@ impl TriggerBody {
             last_run_id: mark.last_run,
             last_problem: mark.last_problem.map(TroubleBody::from),
             secret: None,
+            previous_secret: None,
             scheme: None,
             path: None,
             event: None,
@@ -207,10 +212,10 @@ impl TriggerBody {
                 body.next_fire_times = Some(times.unwrap_or_default());
                 (body.schedule, body.time_zone, body.missed) = (Some(schedule), Some(time_zone), Some(missed));
             }
-            TriggerOn::Webhook { secret, scheme } => {
+            TriggerOn::Webhook { secret, previous_secret, scheme } => {
                 body.kind = "webhook";
                 body.path = Some(format!("/v1/hooks/{tenant}/{}", body.name));
-                (body.secret, body.scheme) = (Some(secret), Some(scheme));
+                (body.secret, body.previous_secret, body.scheme) = (Some(secret), previous_secret, Some(scheme));
             }
             TriggerOn::Event { event } => (body.kind, body.event) = ("event", Some(event)),
         }
@@ -230,6 +235,7 @@ async fn read(app: &App, tenant: &TenantId, name: &str, new: NewTrigger<'_>) -> 
         ("time_zone", new.time_zone.is_some(), kind == Kind::Cron),
         ("missed", new.missed.is_some(), kind == Kind::Cron),
         ("secret", new.secret.is_some(), kind == Kind::Webhook),
+        ("previous_secret", new.previous_secret.is_some(), kind == Kind::Webhook),
         ("scheme", new.scheme.is_some(), kind == Kind::Webhook),
         ("event", new.event.is_some(), kind == Kind::Event),
         ("filter", new.filter.is_some(), kind != Kind::Cron),
@@ -247,10 +253,13 @@ async fn read(app: &App, tenant: &TenantId, name: &str, new: NewTrigger<'_>) -> 
         }
         Kind::Webhook => {
             let secret = new.secret.ok_or_else(|| needed("secret"))?;
-            if app.triggers.secret(tenant, &secret)?.is_none() {
-                return Err(Problem::invalid("unknown_secret", format!("there is no secret `{secret}`")));
+            let previous_secret = new.previous_secret;
+            for secret in [Some(&secret), previous_secret.as_ref()].into_iter().flatten() {
+                if app.triggers.secret(tenant, secret)?.is_none() {
+                    return Err(Problem::invalid("unknown_secret", format!("there is no secret `{secret}`")));
+                }
             }
-            TriggerOn::Webhook { secret, scheme: new.scheme.unwrap_or_default() }
+            TriggerOn::Webhook { secret, previous_secret, scheme: new.scheme.unwrap_or_default() }
         }
         Kind::Event => {
             let event = new.event.ok_or_else(|| needed("event"))?;
@@ -319,6 +328,17 @@ pub(super) async fn check_expression(
     checked.map_err(|source| ActError::Expression { field, source }.into())
 }
 
+impl From<TooMany> for Problem {
+    fn from(which: TooMany) -> Self {
+        let rule = match which {
+            TooMany::Triggers => format!("a tenant has at most {TRIGGERS_MAX} triggers"),
+            TooMany::OfEvent => format!("an event has at most {TRIGGERS_OF_EVENT_MAX} triggers"),
+            TooMany::Webhooks => format!("a tenant has at most {WEBHOOKS_MAX} webhooks"),
+        };
+        Self::invalid("too_many", rule)
+    }
+}
+
 impl From<ActError> for Problem {
     fn from(error: ActError) -> Self {
         let detail = error.to_string();
@@ -347,7 +367,7 @@ impl From<ActError> for Problem {
     responses(
         (status = 200, description = "The trigger is set up.", body = TriggerBody),
         (status = 413, description = "`too_large`", body = ProblemBody),
-        (status = 422, description = "`invalid_name`, `invalid_json`, `invalid_body`, `invalid_schedule`, `invalid_expression` (with `field`), `unknown_workflow`, `unknown_version`, `unknown_secret`, `too_many`", body = ProblemBody),
+        (status = 422, description = "`invalid_name`, `invalid_json`, `invalid_body`, `invalid_schedule`, `unknown_time_zone`, `schedule_never_fires`, `invalid_expression` (with `field`), `unknown_workflow`, `unknown_version`, `unknown_secret`, `too_many`", body = ProblemBody),
     ))]
 pub(super) async fn put(
     State(app): State<App>,
@@ -359,31 +379,20 @@ pub(super) async fn put(
     checked_name(&name)?;
     let body = problem::body(&headers, body, BODY_BYTES_MAX).await?;
     let record = read(&app, &tenant.0, &name, problem::parse(&body)?).await?;
-    let known = app.journal.triggers(&tenant.0)?;
-    let before = known.iter().find(|other| other.name == name);
-    if before.is_none() && known.len() >= TRIGGERS_MAX {
-        return Err(Problem::invalid("too_many", format!("a tenant has at most {TRIGGERS_MAX} triggers")));
-    }
-    if matches!(record.on, TriggerOn::Event { .. })
-        && known.iter().filter(|other| other.on == record.on && other.name != name).count() >= TRIGGERS_OF_EVENT_MAX
-    {
-        return Err(Problem::invalid("too_many", format!("an event has at most {TRIGGERS_OF_EVENT_MAX} triggers")));
-    }
-    let next = match &record.on {
+    let first = match &record.on {
         TriggerOn::Cron { schedule, time_zone, .. } => {
-            let invalid = |error: InvalidSchedule| Problem::invalid("invalid_schedule", error.to_string());
+            let invalid = |error: InvalidSchedule| Problem::invalid(error.code(), error.to_string());
             let schedule = Schedule::parse(schedule, time_zone).map_err(invalid)?;
-            let next = schedule.next_after(clock::now()).ok_or_else(|| invalid(InvalidSchedule::Never))?;
-            let same = before.is_some_and(|before| before.enabled && same_times(&before.on, &record.on));
-            match (record.enabled, same) {
-                (true, true) => None,
-                (true, false) => Some(Some(next)),
-                (false, _) => Some(None),
-            }
+            Some(schedule.next_after(clock::now()).ok_or_else(|| invalid(InvalidSchedule::Never))?)
         }
-        _ => Some(None),
+        _ => None,
     };
-    let record = app.journal.put_trigger(&tenant.0, record, next).await?;
+    let (on, enabled) = (record.on.clone(), record.enabled);
+    let next = move |before: Option<&TriggerRecord>| {
+        let same = before.is_some_and(|before| before.enabled && same_times(&before.on, &on));
+        if enabled && first.is_some() { (!same).then_some(first) } else { Some(None) }
+    };
+    let record = app.journal.put_trigger(&tenant.0, record, next).await?.map_err(Problem::from)?;
     tracing::info!(tenant = %tenant.0, trigger = record.name, "trigger set up");
     let mark = app.journal.trigger_mark(&tenant.0, &name)?;
     Ok(Answer(TriggerBody::of(&tenant.0, record, mark)))
@@ -414,14 +423,35 @@ pub(super) async fn get(
     Ok(Answer(TriggerBody::of(&tenant.0, record, mark)))
 }
 
+/// Which triggers.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct TriggersQuery {
+    /// Where the last page ended.
+    cursor: Option<String>,
+    /// Triggers on the page, 1 to 500; 100 when it is left out. Large ones make a page shorter.
+    limit: Option<usize>,
+}
+
 /// The tenant's triggers, by name.
-#[utoipa::path(get, path = "/v1/triggers", tag = "triggers", responses((status = 200, body = Page<TriggerBody>)))]
-pub(super) async fn list(State(app): State<App>, tenant: Tenant) -> Result<Answer<Page<TriggerBody>>, Problem> {
-    let triggers = app.journal.triggers(&tenant.0)?.into_iter().map(|record| {
+#[utoipa::path(get, path = "/v1/triggers", tag = "triggers", params(TriggersQuery),
+    responses((status = 200, body = Page<TriggerBody>), (status = 400, description = "`invalid_query`", body = ProblemBody)))]
+pub(super) async fn list(
+    State(app): State<App>,
+    tenant: Tenant,
+    asked: Result<Query<TriggersQuery>, axum::extract::rejection::QueryRejection>,
+) -> Result<Answer<Page<TriggerBody>>, Problem> {
+    let TriggersQuery { cursor, limit: asked } = query(asked)?;
+    let limit = limit(asked, LIMIT_DEFAULT, LIMIT_MAX)?;
+    let (triggers, has_more) = app.journal.triggers(&tenant.0, cursor.as_deref(), limit)?;
+    let cursor = triggers.last().filter(|_| has_more).map(|last| last.name.clone());
+    let data = triggers.into_iter().map(|record| {
         let mark = app.journal.trigger_mark(&tenant.0, &record.name)?;
         Ok(TriggerBody::of(&tenant.0, record, mark))
     });
-    Ok(Answer(Page::whole(triggers.collect::<Result<_, Problem>>()?)))
+    let data = data.collect::<Result<_, Problem>>()?;
+    Ok(Answer(Page { data, page: PageInfo { cursor, has_more, limit } }))
 }
 
 /// Deletes a trigger. Runs that it has started go on.
@@ -476,9 +506,16 @@ impl ActedBody {
         };
         Self { trigger, outcome, run_id, signalled, problem: None }
     }
+
+    fn failed(trigger: String, error: &ActError) -> Self {
+        let problem = TroubleBody { code: error.code().to_owned(), message: error.to_string() };
+        Self { trigger, outcome: "failed", run_id: None, signalled: None, problem: Some(problem) }
+    }
 }
 
-/// Sets off a trigger of the kind `webhook`. The request carries no API key, and a signature over its body.
+/// Sets off a trigger of the kind `webhook`. The request carries no API key, and a signature over its body. The same request
+/// again is refused, and changes nothing. Who has no valid signature does not learn whether there is such a
+/// tenant or trigger.
 #[utoipa::path(post, path = "/v1/hooks/{tenant}/{trigger}", tag = "triggers", security(()),
     params(
         ("tenant" = String, Path, description = "Whose trigger it is."),
@@ -491,7 +528,7 @@ impl ActedBody {
     responses(
         (status = 202, description = "What the trigger did.", body = ActedBody),
         (status = 401, description = "`invalid_signature`, `expired_signature`", body = ProblemBody),
-        (status = 404, description = "`unknown_trigger`, `unknown_run`", body = ProblemBody),
+        (status = 404, description = "`unknown_run`", body = ProblemBody),
         (status = 409, description = "`replayed_webhook`, `run_ended`", body = ProblemBody),
         (status = 413, description = "`too_large`", body = ProblemBody),
         (status = 422, description = "`expression_failed` (with `field` and `cause`), `invalid_value`, `invalid_input`", body = ProblemBody),
@@ -502,44 +539,64 @@ pub(super) async fn hook(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let tenant: TenantId = tenant.parse().map_err(|_| unknown_trigger())?;
-    let record = app.journal.trigger(&tenant, &name)?.filter(|record| record.enabled).ok_or_else(unknown_trigger)?;
-    let TriggerOn::Webhook { secret, scheme } = &record.on else { return Err(unknown_trigger()) };
+    let tenant = tenant.parse::<TenantId>();
+    let record = match &tenant {
+        Ok(tenant) => app.journal.trigger(tenant, &name)?.filter(|record| record.enabled),
+        Err(_) => None,
+    };
     let body = problem::body(&headers, body, OCCURRENCE_BYTES_MAX).await?;
-    let refused = |bad: BadSignature| {
+    let mut scheme = Scheme::default();
+    let mut secrets = [None, None];
+    if let (Ok(tenant), Some(TriggerOn::Webhook { secret, previous_secret, scheme: of })) =
+        (&tenant, record.as_ref().map(|record| &record.on))
+    {
+        let previous = previous_secret.as_ref().map(|secret| app.triggers.secret(tenant, secret)).transpose()?;
+        (secrets, scheme) = ([app.triggers.secret(tenant, secret)?, previous.flatten()], *of);
+        if secrets.iter().all(Option::is_none) {
+            tracing::warn!(%tenant, trigger = name, "the secret of a trigger is not there");
+        }
+    }
+    // One answer and one way to it, whether the signature is wrong or there is nothing that it could be right for.
+    let header = headers.get(scheme.header()).and_then(|value| value.to_str().ok());
+    let id = signature::verify(scheme, &secrets, header, clock::now(), &body).map_err(|bad| {
         let code = match bad {
             BadSignature::Invalid => "invalid_signature",
             BadSignature::Expired => "expired_signature",
         };
         Problem::new(StatusCode::UNAUTHORIZED, code, bad.to_string())
-    };
-    let Some(secret) = app.triggers.secret(&tenant, secret)? else {
-        tracing::warn!(%tenant, trigger = name, "the secret of a trigger is not there");
-        return Err(refused(BadSignature::Invalid));
-    };
-    let header = headers.get(scheme.header()).and_then(|value| value.to_str().ok());
-    let header = header.ok_or_else(|| refused(BadSignature::Invalid))?;
-    let id = signature::verify(*scheme, &secret, header, clock::now(), &body).map_err(refused)?;
+    })?;
+    let (Ok(tenant), Some(record)) = (tenant, record) else { return Err(Problem::internal()) }; // never: it had a secret
 
     let text = String::from_utf8_lossy(&body);
     let body = if text.trim().is_empty() { Ok(Json::null()) } else { Json::parse(text.clone().into_owned()) };
     let body = body.or_else(|_| Json::of(&text)).map_err(|error| invalid(error.to_string()))?;
-    let seen = seen_headers(&headers, scheme.header());
+    let seen = seen_headers(&headers);
     let value = Json::parse(format!(r#"{{"headers":{seen},"body":{}}}"#, body.as_str()));
     let value = value.map_err(|error| invalid(format!("the body is not usable: {error}")))?;
-    let occurrence = Occurrence { value, default_input: body, id };
-    match app.triggers.act(&tenant, &record, &occurrence).await? {
-        Acted::Started { replayed: true, .. } | Acted::Signalled { replayed: true, .. } => {
-            let detail = "a request with this signature was taken before";
-            Err(Problem::new(StatusCode::CONFLICT, "replayed_webhook", detail))
-        }
-        acted => Ok((StatusCode::ACCEPTED, Answer(ActedBody::of(name, acted))).into_response()),
+    let occurrence = Occurrence { value, default_input: body, id, time: None };
+    let acted = app.triggers.act(&tenant, &record, &occurrence).await?;
+    if matches!(acted, Acted::Started { replayed: true, .. } | Acted::Signalled { replayed: true, .. }) {
+        let detail = "a request with this time and this body was taken before";
+        return Err(Problem::new(StatusCode::CONFLICT, "replayed_webhook", detail));
     }
+    Ok(accepted(ActedBody::of(name, acted), false))
+}
+
+/// What became of something, the first time or again.
+fn accepted(what: impl Serialize, replayed: bool) -> Response {
+    let mut response = (StatusCode::ACCEPTED, Answer(what)).into_response();
+    if replayed {
+        let header = HeaderName::from_static("idempotent-replayed");
+        response.headers_mut().insert(header, HeaderValue::from_static("true"));
+    }
+    response
 }
 
 /// Headers as expressions see them: without what proves who somebody is.
-fn seen_headers(headers: &HeaderMap, signature: &str) -> serde_json::Value {
-    let is_proof = |name: &str| name == signature || matches!(name, "authorization" | "cookie" | "proxy-authorization");
+fn seen_headers(headers: &HeaderMap) -> serde_json::Value {
+    let is_proof = |name: &str| {
+        signature::HEADERS.contains(&name) || matches!(name, "authorization" | "cookie" | "proxy-authorization")
+    };
     let seen = headers.iter().filter(|(name, _)| !is_proof(name.as_str()));
     let text = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
     seen.map(|(name, value)| (name.as_str().to_owned(), json!(text(value)))).collect::<serde_json::Map<_, _>>().into()
@@ -608,46 +665,25 @@ pub(super) async fn send(
         Digest::from_bytes(Sha256::digest(parts).into())
     };
     let (id_hash, fingerprint) = (hash(&[&id]), hash(&[&name, data.as_str()]));
-    if let Some(known) = app.journal.sent_event(&tenant.0, &id_hash, clock::now())? {
-        if known.fingerprint != fingerprint {
-            return Err(crate::journal::JournalError::IdempotencyMismatch.into());
-        }
-        let mut response = (StatusCode::ACCEPTED, Answer(known.answer)).into_response();
-        let replayed = HeaderName::from_static("idempotent-replayed");
-        response.headers_mut().insert(replayed, HeaderValue::from_static("true"));
-        return Ok(response);
-    }
     let named = json!({ "id": id, "name": name }).to_string();
     let value = Json::parse(format!(r#"{},"data":{}}}"#, named.trim_end_matches('}'), data.as_str()));
     let value = value.map_err(|error| invalid(format!("the data is not usable: {error}")))?;
+    if let Begun::Answered(answer) = app.journal.begin_event(&tenant.0, &id_hash, fingerprint, clock::now()).await? {
+        return Ok(accepted(answer, true));
+    }
     // By its hash: an id may have any characters.
-    let occurrence = Occurrence { value, default_input: data, id: id_hash.to_string() };
+    let occurrence = Occurrence { value, default_input: data, id: id_hash.to_string(), time: None };
     let mut triggers = Vec::new();
-    for record in app.journal.triggers(&tenant.0)? {
-        let is_meant = matches!(&record.on, TriggerOn::Event { event } if *event == name);
-        if !record.enabled || !is_meant {
-            continue;
-        }
+    for trigger in app.journal.triggers_of_event(&tenant.0, &name)? {
+        let record = app.journal.trigger(&tenant.0, &trigger)?.filter(|record| record.enabled);
+        let Some(record) = record else { continue };
         match app.triggers.act(&tenant.0, &record, &occurrence).await {
-            Ok(acted) => triggers.push(ActedBody::of(record.name, acted)),
+            Ok(acted) => triggers.push(ActedBody::of(trigger, acted)),
             Err(error) if error.may_pass() => return Err(error.into()),
-            Err(error) => {
-                let problem = TroubleBody { code: error.code().to_owned(), message: error.to_string() };
-                let trigger = record.name;
-                triggers.push(ActedBody {
-                    trigger,
-                    outcome: "failed",
-                    run_id: None,
-                    signalled: None,
-                    problem: Some(problem),
-                });
-            }
+            Err(error) => triggers.push(ActedBody::failed(trigger, &error)),
         }
     }
-    let sent = SentBody { id, triggers };
-    if let Ok(answer) = serde_json::value::to_raw_value(&sent) {
-        let event = SentEvent { at: clock::now(), fingerprint, answer };
-        app.journal.put_sent_event(&tenant.0, &id_hash, &event).await?;
-    }
-    Ok((StatusCode::ACCEPTED, Answer(sent)).into_response())
+    let answer = serde_json::value::to_raw_value(&SentBody { id, triggers }).map_err(|_| Problem::internal())?;
+    let answer = app.journal.end_event(&tenant.0, &id_hash, answer, clock::now()).await?;
+    Ok(accepted(answer, false))
 }

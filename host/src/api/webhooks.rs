@@ -20,8 +20,6 @@ use super::wire::{Page, PageInfo};
 use crate::clock::{self, rfc3339};
 use crate::journal::triggers::{Delivery, WebhookRecord};
 
-/// Webhooks of one tenant: each is looked at when a run ends.
-const WEBHOOKS_MAX: usize = 50;
 /// Workflows that a webhook names.
 const WORKFLOWS_MAX: usize = 500;
 /// Bytes of a URL.
@@ -159,13 +157,9 @@ pub(super) async fn put(
     if app.triggers.secret(&tenant.0, &secret)?.is_none() {
         return Err(Problem::invalid("unknown_secret", format!("there is no secret `{secret}`")));
     }
-    let known = app.journal.webhooks(&tenant.0)?;
-    if known.len() >= WEBHOOKS_MAX && !known.iter().any(|record| record.name == name) {
-        return Err(Problem::invalid("too_many", format!("a tenant has at most {WEBHOOKS_MAX} webhooks")));
-    }
     let now = clock::now();
     let record = WebhookRecord { name, url, secret, workflows, on, created_at: now, updated_at: now };
-    let record = app.journal.put_webhook(&tenant.0, record).await?;
+    let record = app.journal.put_webhook(&tenant.0, record).await?.map_err(Problem::from)?;
     tracing::info!(tenant = %tenant.0, webhook = record.name, "webhook set up");
     Ok(Answer(record.into()))
 }

@@ -342,11 +342,18 @@ pub(super) async fn failures(server: &Server, workflow: Option<&str>, json: bool
 
 /// Entries of a listing, one line each.
 pub(super) async fn list(server: &Server, path: &str, line: impl Fn(&Value) -> String) -> anyhow::Result<()> {
-    let page = server.client()?.json(Method::GET, path, None).await?;
-    for entry in page.get("data").and_then(Value::as_array).into_iter().flatten() {
-        out::line(line(entry));
+    let client = server.client()?;
+    let mut next = path.to_owned();
+    loop {
+        let page = client.json(Method::GET, &next, None).await?;
+        for entry in page.get("data").and_then(Value::as_array).into_iter().flatten() {
+            out::line(line(entry));
+        }
+        match page.pointer("/page/cursor").and_then(Value::as_str) {
+            Some(cursor) => next = format!("{path}?cursor={}", part(cursor)),
+            None => return Ok(()),
+        }
     }
-    Ok(())
 }
 
 pub(super) async fn secret(command: SecretCommand) -> anyhow::Result<u8> {

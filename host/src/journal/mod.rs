@@ -15,6 +15,7 @@
 pub mod access;
 pub mod catalog;
 pub mod channels;
+pub mod due;
 pub mod flow;
 mod keys;
 mod record;
@@ -168,6 +169,9 @@ pub struct IdempotencyKey {
     pub key: String,
     /// Hash of all that must be the same in a repetition.
     pub fingerprint: Digest,
+    /// For a run that a trigger starts for a time of its schedule. The key is then not kept: the trigger's mark is what
+    /// remembers, and has no end. When it stands elsewhere, the run is refused with [`JournalError::TimeTaken`].
+    pub time: Option<triggers::TakenTime>,
 }
 
 /// The answer to a create.
@@ -249,6 +253,9 @@ pub enum JournalError {
     /// The idempotency key was used for another request.
     #[error("the idempotency key was used for another request")]
     IdempotencyMismatch,
+    /// A run was started for this time of a trigger before, or the trigger has been changed or deleted since.
+    #[error("the trigger has no run to start for this time")]
+    TimeTaken,
     /// The workflow's runs are accepted at a limited rate, and this one was too early.
     #[error("the workflow takes no further run with this key before {}", .from.as_millis())]
     RateLimited {
@@ -299,8 +306,9 @@ pub trait Journal: Send + Sync + 'static {
     /// Records the first events of a run.
     ///
     /// Before: nothing is known of the run. After `Ok(New)`: its events are on disk, it is among the unfinished, and
-    /// the idempotency key, if any, answers with it for [`IDEMPOTENCY_TTL_MS`]. After `Ok(Existing)` and after an
-    /// error nothing has changed. [`JournalError::RateLimited`] when its [`Admission`] says so.
+    /// the idempotency key, if any, answers with it for [`IDEMPOTENCY_TTL_MS`], or has moved its trigger's mark. After
+    /// `Ok(Existing)` and after an error nothing has changed. [`JournalError::RateLimited`] when its [`Admission`]
+    /// says so.
     fn create(
         &self,
         key: &RunKey,

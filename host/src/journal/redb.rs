@@ -211,7 +211,7 @@ impl Journal for RedbJournal {
         let at = batch.at;
         let admit = batch.flow.as_ref().zip(batch.admission).map(|(change, admission)| {
             let id = FlowId::new(&key.tenant, &change.workflow, &change.place);
-            Admit { id, key: change.place.key.clone(), admission }
+            Box::new(Admit { id, key: change.place.key.clone(), admission })
         });
         let append = encode(key.clone(), 0, batch);
         let tenant = key.tenant.clone();
@@ -219,7 +219,7 @@ impl Journal for RedbJournal {
             let (append, workflow) = append?;
             let idempotency = idempotency.zip(workflow).map(|(wanted, workflow)| {
                 let hash = Digest::from_bytes(Sha256::digest(wanted.key.as_bytes()).into());
-                Idempotency { key: keys::idempotency(&tenant, &workflow, &hash), wanted }
+                Box::new(Idempotency { key: keys::idempotency(&tenant, &workflow, &hash), wanted })
             });
             let (reply, answer) = oneshot::channel();
             self.send(Request::Create { append, at, idempotency, admit, reply }, answer).await

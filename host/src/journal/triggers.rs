@@ -14,31 +14,61 @@ use serde_json::value::RawValue;
 use stepwell_core::{Digest, RunId, RunKey, RunStatus, TenantId, Timestamp, WorkflowName};
 use utoipa::ToSchema;
 
+use super::due::{DueList, Lane};
 use super::redb::{RedbJournal, parse, storage, to_json};
-use super::writer::Bytes2Bytes;
+use super::writer::{Bytes2Bytes, Table};
 use super::{IDEMPOTENCY_TTL_MS, JournalError, RunSummary, keys};
 
 /// (tenant, name) → a trigger's record.
 const TRIGGERS: Bytes2Bytes = TableDefinition::new("triggers");
 /// (tenant, name) → how far a trigger has come.
 const TRIGGER_MARKS: Bytes2Bytes = TableDefinition::new("trigger_marks");
-/// (time, tenant, name) of each trigger that is to fire.
-const TRIGGERS_DUE: Bytes2Bytes = TableDefinition::new("triggers_due");
+/// (tenant, event, name) of each trigger that waits for an event.
+const EVENT_TRIGGERS: Bytes2Bytes = TableDefinition::new("event_triggers");
+/// The triggers that are to fire. A tenant's take turns with those of others, in one lane.
+const FIRING: DueList = DueList {
+    entries: TableDefinition::new("triggers_to_fire"),
+    turns: TableDefinition::new("triggers_to_fire_turns"),
+};
 /// (tenant, SHA-256 of the id) → what became of an event that was sent.
 const EVENTS: Bytes2Bytes = TableDefinition::new("sent_events");
 /// (time, key of the former), oldest first.
 const EVENTS_BY_TIME: Bytes2Bytes = TableDefinition::new("sent_events_by_time");
 /// (tenant, name) → a webhook's record.
 const WEBHOOKS: Bytes2Bytes = TableDefinition::new("webhooks");
+/// (tenant, workflow or nothing for all of them, webhook) → the ends that it is told of, with spaces between. What the
+/// writer looks at when a run ends: the records may be large, and all tenants wait for the writer.
+const TOLD: Bytes2Bytes = TableDefinition::new("webhooks_of_workflows");
 /// (tenant, webhook, run) → a delivery that has not succeeded.
 const OUTBOX: Bytes2Bytes = TableDefinition::new("outbox");
-/// (time, tenant, webhook, run) of each delivery that is to be tried.
-const OUTBOX_DUE: Bytes2Bytes = TableDefinition::new("outbox_due");
+/// The deliveries that are to be tried. Each webhook has a lane, so one that answers slowly delays no other.
+const DELIVERING: DueList =
+    DueList { entries: TableDefinition::new("outbox_to_try"), turns: TableDefinition::new("outbox_to_try_turns") };
 
 /// All of them.
-pub(super) const TABLES: &[Bytes2Bytes] =
-    &[TRIGGERS, TRIGGER_MARKS, TRIGGERS_DUE, EVENTS, EVENTS_BY_TIME, WEBHOOKS, OUTBOX, OUTBOX_DUE];
+pub(super) const TABLES: &[Bytes2Bytes] = &[
+    TRIGGERS,
+    TRIGGER_MARKS,
+    EVENT_TRIGGERS,
+    FIRING.entries,
+    FIRING.turns,
+    EVENTS,
+    EVENTS_BY_TIME,
+    WEBHOOKS,
+    TOLD,
+    OUTBOX,
+    DELIVERING.entries,
+    DELIVERING.turns,
+];
 
+/// Triggers of one tenant.
+pub const TRIGGERS_MAX: usize = 1_000;
+/// Triggers of one event. Its sender waits for all of them.
+pub const TRIGGERS_OF_EVENT_MAX: usize = 50;
+/// Webhooks of one tenant: each may have to be told when a run ends.
+pub const WEBHOOKS_MAX: usize = 50;
+/// Bytes of the triggers on one page; one that is larger has a page of its own.
+const PAGE_BYTES_MAX: usize = 1 << 20;
 /// Sent events forgotten in one transaction.
 const EVENTS_DELETED_MAX: usize = 500;
 /// Deliveries forgotten in one transaction, with their webhook.
@@ -78,6 +108,9 @@ pub enum TriggerOn {
     Webhook {
         /// The name of the secret it is signed with.
         secret: String,
+        /// The name of another that it may be signed with, while the sender changes over.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        previous_secret: Option<String>,
         /// How it is signed.
         scheme: Scheme,
     },
@@ -174,8 +207,19 @@ pub struct SentEvent {
     pub at: Timestamp,
     /// Hash of all that must be the same in a repetition.
     pub fingerprint: Digest,
-    /// The answer.
-    pub answer: Box<RawValue>,
+    /// The answer; `None` while its triggers are at work, and when the host was killed meanwhile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answer: Option<Box<RawValue>>,
+}
+
+/// What is to be done with an event.
+#[derive(Debug)]
+pub enum Begun {
+    /// Its triggers are to do their work: it is new, or nobody knows whether they all have. What they have done before is
+    /// found by its idempotency key.
+    Now,
+    /// Nothing: this became of it.
+    Answered(Box<RawValue>),
 }
 
 /// Who is told when runs end.
@@ -226,44 +270,97 @@ impl Delivery {
     }
 }
 
-fn due_key(at: Timestamp, key: &[u8]) -> Vec<u8> {
-    [at.as_millis().to_be_bytes().as_slice(), key].concat()
+/// How many there may be is used up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TooMany {
+    /// [`TRIGGERS_MAX`] of the tenant.
+    Triggers,
+    /// [`TRIGGERS_OF_EVENT_MAX`] of the event.
+    OfEvent,
+    /// [`WEBHOOKS_MAX`] of the tenant.
+    Webhooks,
+}
+
+/// A time of a trigger, for which a run is to be started: when that is created, the trigger's mark moves on. What was
+/// started for a time is thus remembered as long as the trigger stands, whatever becomes of the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TakenTime {
+    /// The trigger's name.
+    pub trigger: String,
+    /// Where its mark must stand.
+    pub expected: Timestamp,
+    /// The time that the run is for.
+    pub at: Timestamp,
+    /// Where its mark stands then.
+    pub next: Option<Timestamp>,
+}
+
+fn firing_lane(tenant: &TenantId) -> Lane {
+    Lane { tenant: tenant.clone(), name: String::new() }
+}
+
+fn delivering_lane(tenant: &TenantId, webhook: &str) -> Lane {
+    Lane { tenant: tenant.clone(), name: webhook.to_owned() }
 }
 
 fn outbox_key(tenant: &TenantId, webhook: &str, run: &RunId) -> Vec<u8> {
     [keys::named(tenant, webhook).as_slice(), run.as_bytes()].concat()
 }
 
-/// The tenant that a key begins with.
-fn tenant_of(key: &[u8]) -> Option<TenantId> {
-    let end = key.iter().position(|byte| *byte == 0)?;
-    std::str::from_utf8(key.get(..end)?).ok()?.parse().ok()
+/// Something that is known by the name of something else first.
+fn indexed(tenant: &TenantId, by: &str, name: &str) -> Vec<u8> {
+    [keys::named(tenant, by).as_slice(), name.as_bytes(), &[0]].concat()
+}
+
+/// The name at the end of a key of [`indexed`].
+fn indexed_name(key: &[u8]) -> Option<String> {
+    String::from_utf8(key.strip_suffix(&[0])?.rsplit(|byte| *byte == 0).next()?.to_vec()).ok()
 }
 
 /// Writes down what is owed for the end of a run. Called by the writer, within the transaction of that end.
 pub(super) fn enqueue(transaction: &WriteTransaction, key: &RunKey, summary: &[u8]) -> Result<(), JournalError> {
-    let webhooks = transaction.open_table(WEBHOOKS).map_err(storage("open the webhooks"))?;
-    let range = keys::of_tenant(&key.tenant);
-    let entries = webhooks.range(range.start.as_slice()..range.end.as_slice()).map_err(storage("list webhooks"))?;
-    let mut ended: Option<RunSummary> = None;
-    for entry in entries {
-        let (_, value) = entry.map_err(storage("list webhooks"))?;
-        // One bad entry must not stop the journal.
-        let Ok(webhook) = serde_json::from_slice::<WebhookRecord>(value.value()) else { continue };
-        let summary = match &ended {
-            Some(summary) => summary,
-            None => ended.insert(parse(summary, || format!("the summary of {key}"))?),
-        };
-        let is_meant = webhook.workflows.as_ref().is_none_or(|workflows| workflows.contains(&summary.workflow));
-        if !is_meant || !webhook.on.contains(&summary.status) {
-            continue;
+    let told = transaction.open_table(TOLD).map_err(storage("open the webhooks"))?;
+    let all = keys::of_tenant(&key.tenant);
+    let mut of_tenant = told.range(all.start.as_slice()..all.end.as_slice()).map_err(storage("list webhooks"))?;
+    if of_tenant.next().is_none() {
+        return Ok(()); // most tenants have none
+    }
+    let summary: RunSummary = parse(summary, || format!("the summary of {key}"))?;
+    let mut webhooks = Vec::new();
+    for workflow in ["", summary.workflow.as_str()] {
+        let range = keys::starting_with(keys::named(&key.tenant, workflow));
+        for entry in told.range(range.start.as_slice()..range.end.as_slice()).map_err(storage("list webhooks"))? {
+            let (name, ends) = entry.map_err(storage("list webhooks"))?;
+            if ends.value().split(|byte| *byte == b' ').any(|end| end == summary.status.as_str().as_bytes()) {
+                webhooks.extend(indexed_name(name.value()));
+            }
         }
-        let at = summary.ended_at.unwrap_or_default();
-        let (webhook, run, status) = (webhook.name, key.run, summary.status);
+    }
+    let at = summary.ended_at.unwrap_or_default();
+    for webhook in webhooks {
+        let (run, status) = (key.run, summary.status);
         let delivery = Delivery { webhook, run, status, created_at: at, attempts: 0, next_at: Some(at), problem: None };
         put_delivery(transaction, &key.tenant, None, &delivery)?;
     }
     Ok(())
+}
+
+/// Whether a trigger's mark still stands before a time. It stands elsewhere when a run was started for that time before,
+/// or the trigger was set up anew or deleted.
+pub(super) fn time_stands(
+    transaction: &WriteTransaction,
+    tenant: &TenantId,
+    time: &TakenTime,
+) -> Result<bool, JournalError> {
+    mark(transaction, tenant, &time.trigger, |mark| mark.next == Some(time.expected))
+}
+
+/// Moves a trigger's mark past a time that [stands](time_stands) and for which a run is being created. Called by the
+/// writer, within the transaction that creates the run.
+pub(super) fn take_time(transaction: &WriteTransaction, run: &RunKey, time: &TakenTime) -> Result<(), JournalError> {
+    mark(transaction, &run.tenant, &time.trigger, |mark| {
+        *mark = TriggerMark { next: time.next, last: Some(time.at), last_run: Some(run.run), last_problem: None };
+    })
 }
 
 fn put_delivery(
@@ -277,40 +374,64 @@ fn put_delivery(
     let value = to_json(delivery, "a delivery")?;
     let mut outbox = transaction.open_table(OUTBOX).map_err(storage("open the outbox"))?;
     outbox.insert(key.as_slice(), value.as_slice()).map_err(failed())?;
-    let mut due = transaction.open_table(OUTBOX_DUE).map_err(storage("open the outbox"))?;
-    if let Some(before) = before {
-        due.remove(due_key(before, &key).as_slice()).map_err(failed())?;
-    }
-    if let Some(next) = delivery.next_at {
-        due.insert(due_key(next, &key).as_slice(), [].as_slice()).map_err(failed())?;
-    }
-    Ok(())
+    let lane = delivering_lane(tenant, &delivery.webhook);
+    DELIVERING.change(transaction, &lane, delivery.run.as_bytes(), before, delivery.next_at)
 }
 
 impl RedbJournal {
-    /// Sets up a trigger in place of one with the same name. `next` is when it fires first; with `None` for the outer
-    /// option its mark stays as it is.
+    /// Sets up a trigger in place of one with the same name, unless there are too many. `next` is told the trigger that it
+    /// takes the place of, and says when it fires first; with `None` its mark stays as it is.
     pub async fn put_trigger(
         &self,
         tenant: &TenantId,
         mut record: TriggerRecord,
-        next: Option<Option<Timestamp>>,
-    ) -> Result<TriggerRecord, JournalError> {
-        let key = keys::named(tenant, &record.name);
+        next: impl FnOnce(Option<&TriggerRecord>) -> Option<Option<Timestamp>> + Send + 'static,
+    ) -> Result<Result<TriggerRecord, TooMany>, JournalError> {
+        let tenant = tenant.clone();
         self.write(move |transaction| {
+            let key = keys::named(&tenant, &record.name);
             let mut table = transaction.open_table(TRIGGERS).map_err(storage("open the triggers"))?;
             let known = table.get(key.as_slice()).map_err(storage("look for a trigger"))?;
             let known =
                 known.map(|value| parse::<TriggerRecord>(value.value(), || "a trigger".to_owned())).transpose()?;
+            // Each trigger has a mark, and marks are small.
+            if known.is_none() && count(transaction, TRIGGER_MARKS, keys::of_tenant(&tenant))? >= TRIGGERS_MAX {
+                return Ok(Err(TooMany::Triggers));
+            }
+            let mut index = transaction.open_table(EVENT_TRIGGERS).map_err(storage("open the triggers"))?;
+            let entry = |on: &TriggerOn| match on {
+                TriggerOn::Event { event } => Some(indexed(&tenant, event, &record.name)),
+                _ => None,
+            };
+            let (before, after) = (known.as_ref().and_then(|known| entry(&known.on)), entry(&record.on));
+            if let (true, TriggerOn::Event { event }) = (before != after, &record.on) {
+                let others = keys::starting_with(keys::named(&tenant, event));
+                let others = index.range(others.start.as_slice()..others.end.as_slice());
+                if others.map_err(storage("list triggers"))?.count() >= TRIGGERS_OF_EVENT_MAX {
+                    return Ok(Err(TooMany::OfEvent));
+                }
+            }
+            if let Some(before) = before {
+                index.remove(before.as_slice()).map_err(storage("write a trigger"))?;
+            }
+            if let Some(after) = after {
+                index.insert(after.as_slice(), [].as_slice()).map_err(storage("write a trigger"))?;
+            }
+            if known.is_none() {
+                let mut marks = transaction.open_table(TRIGGER_MARKS).map_err(storage("open the triggers"))?;
+                let value = to_json(&TriggerMark::default(), "a trigger's mark")?;
+                marks.insert(key.as_slice(), value.as_slice()).map_err(storage("write a trigger"))?;
+            }
+            let next = next(known.as_ref());
             if let Some(known) = known {
                 record.created_at = known.created_at;
             }
             let value = to_json(&record, "a trigger")?;
             table.insert(key.as_slice(), value.as_slice()).map_err(storage("write a trigger"))?;
             if let Some(next) = next {
-                mark(transaction, &key, |mark| mark.next = next)?;
+                mark(transaction, &tenant, &record.name, |mark| mark.next = next)?;
             }
-            Ok(record)
+            Ok(Ok(record))
         })
         .await
     }
@@ -320,9 +441,39 @@ impl RedbJournal {
         self.one(TRIGGERS, &keys::named(tenant, name))
     }
 
-    /// A tenant's triggers, by name.
-    pub fn triggers(&self, tenant: &TenantId) -> Result<Vec<TriggerRecord>, JournalError> {
-        self.all(TRIGGERS, keys::of_tenant(tenant))
+    /// A tenant's triggers by name, after one, at most `limit` and of bounded size, and whether there are more.
+    pub fn triggers(
+        &self,
+        tenant: &TenantId,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<(Vec<TriggerRecord>, bool), JournalError> {
+        let table = self.reader()?.open_table(TRIGGERS).map_err(storage("open the triggers"))?;
+        let mut range = keys::of_tenant(tenant);
+        if let Some(after) = after {
+            range.start = [keys::named(tenant, after).as_slice(), &[0]].concat();
+        }
+        let (mut found, mut size) = (Vec::new(), 0);
+        for entry in table.range(range.start.as_slice()..range.end.as_slice()).map_err(storage("list triggers"))? {
+            let (_, value) = entry.map_err(storage("list triggers"))?;
+            size += value.value().len();
+            if !found.is_empty() && (found.len() == limit || size > PAGE_BYTES_MAX) {
+                return Ok((found, true));
+            }
+            found.push(parse(value.value(), || "a trigger".to_owned())?);
+        }
+        Ok((found, false))
+    }
+
+    /// The names of the triggers that wait for an event.
+    pub fn triggers_of_event(&self, tenant: &TenantId, event: &str) -> Result<Vec<String>, JournalError> {
+        let index = self.reader()?.open_table(EVENT_TRIGGERS).map_err(storage("open the triggers"))?;
+        let range = keys::starting_with(keys::named(tenant, event));
+        let mut names = Vec::new();
+        for entry in index.range(range.start.as_slice()..range.end.as_slice()).map_err(storage("list triggers"))? {
+            names.extend(indexed_name(entry.map_err(storage("list triggers"))?.0.value()));
+        }
+        Ok(names)
     }
 
     /// How far a trigger has come.
@@ -338,9 +489,9 @@ impl RedbJournal {
         expected: Option<Timestamp>,
         moved: TriggerMark,
     ) -> Result<(), JournalError> {
-        let key = keys::named(tenant, name);
+        let (tenant, name) = (tenant.clone(), name.to_owned());
         self.write(move |transaction| {
-            mark(transaction, &key, |mark| {
+            mark(transaction, &tenant, &name, |mark| {
                 if mark.next == expected {
                     *mark = moved;
                 }
@@ -349,59 +500,93 @@ impl RedbJournal {
         .await
     }
 
-    /// Deletes a trigger. `false` when there is none.
+    /// Deletes a trigger. `false` when there is none. No run is started by it from here on.
     pub async fn delete_trigger(&self, tenant: &TenantId, name: &str) -> Result<bool, JournalError> {
-        let key = keys::named(tenant, name);
+        let (tenant, name) = (tenant.clone(), name.to_owned());
         self.write(move |transaction| {
-            let found = {
-                let mut table = transaction.open_table(TRIGGERS).map_err(storage("open the triggers"))?;
-                table.remove(key.as_slice()).map_err(storage("delete a trigger"))?.is_some()
-            };
-            mark(transaction, &key, |mark| mark.next = None)?;
+            let failed = || storage("delete a trigger");
+            let key = keys::named(&tenant, &name);
+            let mut table = transaction.open_table(TRIGGERS).map_err(storage("open the triggers"))?;
+            let known = table.remove(key.as_slice()).map_err(failed())?.map(|value| value.value().to_vec());
+            let Some(known) = known else { return Ok(false) };
+            let known = serde_json::from_slice::<TriggerRecord>(&known).map(|known| known.on);
+            if let Ok(TriggerOn::Event { event }) = known {
+                let mut index = transaction.open_table(EVENT_TRIGGERS).map_err(storage("open the triggers"))?;
+                index.remove(indexed(&tenant, &event, &name).as_slice()).map_err(failed())?;
+            }
+            mark(transaction, &tenant, &name, |mark| mark.next = None)?;
             let mut marks = transaction.open_table(TRIGGER_MARKS).map_err(storage("open the triggers"))?;
-            marks.remove(key.as_slice()).map_err(storage("delete a trigger"))?;
-            Ok(found)
+            marks.remove(key.as_slice()).map_err(failed())?;
+            Ok(true)
         })
         .await
     }
 
-    /// Triggers that are to fire up to `until`, in order of time, at most `limit`.
-    pub fn triggers_due(
-        &self,
-        until: Timestamp,
-        limit: usize,
-    ) -> Result<Vec<(Timestamp, TenantId, String)>, JournalError> {
-        let table = self.reader()?.open_table(TRIGGERS_DUE).map_err(storage("open the triggers"))?;
-        let mut found = Vec::new();
-        let end = due_key(until.plus_millis(1), &[]);
-        for entry in table.range(..end.as_slice()).map_err(storage("list triggers"))?.take(limit) {
-            let (key, _) = entry.map_err(storage("list triggers"))?;
-            found.extend(parse_due(key.value()));
-        }
-        Ok(found)
+    /// The lanes that have triggers to fire at a time.
+    pub fn lanes_to_fire(&self, until: Timestamp) -> Result<Vec<Lane>, JournalError> {
+        FIRING.lanes(self, until)
     }
 
-    /// What became of an event with this id, if it came less than a day ago.
-    pub fn sent_event(
+    /// A lane's triggers that are to fire up to `until`, in order of time, at most `limit`.
+    pub fn triggers_due(
+        &self,
+        lane: &Lane,
+        until: Timestamp,
+        limit: usize,
+    ) -> Result<Vec<(Timestamp, String)>, JournalError> {
+        let due = FIRING.of_lane(self, lane, until, limit)?;
+        Ok(due.into_iter().filter_map(|(at, name)| Some((at, String::from_utf8(name).ok()?))).collect())
+    }
+
+    /// Begins with an event, or finds that it has begun before. From here on, for 24 hours, another event with this id is
+    /// refused, whatever becomes of the host.
+    pub async fn begin_event(
         &self,
         tenant: &TenantId,
         id: &Digest,
+        fingerprint: Digest,
         now: Timestamp,
-    ) -> Result<Option<SentEvent>, JournalError> {
-        let found: Option<SentEvent> = self.one(EVENTS, &keys::content(tenant, id))?;
-        Ok(found.filter(|event| now.millis_since(event.at) < IDEMPOTENCY_TTL_MS))
-    }
-
-    /// Writes down what became of an event.
-    pub async fn put_sent_event(&self, tenant: &TenantId, id: &Digest, event: &SentEvent) -> Result<(), JournalError> {
-        let (key, value) = (keys::content(tenant, id), to_json(event, "an event")?);
-        let timed = due_key(event.at, &key);
+    ) -> Result<Begun, JournalError> {
+        let key = keys::content(tenant, id);
         self.write(move |transaction| {
             let mut table = transaction.open_table(EVENTS).map_err(storage("open the events"))?;
-            table.insert(key.as_slice(), value.as_slice()).map_err(storage("write an event"))?;
+            if let Some(event) = sent_event(&table, &key, now)? {
+                return match event.answer {
+                    _ if event.fingerprint != fingerprint => Err(JournalError::IdempotencyMismatch),
+                    Some(answer) => Ok(Begun::Answered(answer)),
+                    None => Ok(Begun::Now),
+                };
+            }
+            let event = SentEvent { at: now, fingerprint, answer: None };
+            table.insert(key.as_slice(), to_json(&event, "an event")?.as_slice()).map_err(storage("write an event"))?;
             let mut by_time = transaction.open_table(EVENTS_BY_TIME).map_err(storage("open the events"))?;
+            let timed = [now.as_millis().to_be_bytes().as_slice(), &key].concat();
             by_time.insert(timed.as_slice(), [].as_slice()).map_err(storage("write an event"))?;
-            Ok(())
+            Ok(Begun::Now)
+        })
+        .await
+    }
+
+    /// Writes down what became of an event that has begun. Returns the answer that its repetitions get: that of whoever
+    /// was first.
+    pub async fn end_event(
+        &self,
+        tenant: &TenantId,
+        id: &Digest,
+        answer: Box<RawValue>,
+        now: Timestamp,
+    ) -> Result<Box<RawValue>, JournalError> {
+        let key = keys::content(tenant, id);
+        self.write(move |transaction| {
+            let mut table = transaction.open_table(EVENTS).map_err(storage("open the events"))?;
+            // One that took a day to end is forgotten by now.
+            let Some(event) = sent_event(&table, &key, now)? else { return Ok(answer) };
+            if let Some(first) = event.answer {
+                return Ok(first);
+            }
+            let event = SentEvent { answer: Some(answer.clone()), ..event };
+            table.insert(key.as_slice(), to_json(&event, "an event")?.as_slice()).map_err(storage("write an event"))?;
+            Ok(answer)
         })
         .await
     }
@@ -422,31 +607,49 @@ impl RedbJournal {
                 .collect::<Result<_, JournalError>>()?;
             for timed in &old {
                 by_time.remove(timed.as_slice()).map_err(failed())?;
-                table.remove(timed.get(8..).unwrap_or_default()).map_err(failed())?;
+                // The id may have been used again since.
+                let key = timed.get(8..).unwrap_or_default();
+                let stored = table.get(key).map_err(failed())?;
+                let stored = stored.and_then(|value| serde_json::from_slice::<SentEvent>(value.value()).ok());
+                if stored.is_none_or(|event| event.at.as_millis() < cutoff) {
+                    table.remove(key).map_err(failed())?;
+                }
             }
             Ok(old.len())
         })
         .await
     }
 
-    /// Sets up a webhook in place of one with the same name.
+    /// Sets up a webhook in place of one with the same name, unless there are too many.
     pub async fn put_webhook(
         &self,
         tenant: &TenantId,
         mut record: WebhookRecord,
-    ) -> Result<WebhookRecord, JournalError> {
-        let key = keys::named(tenant, &record.name);
+    ) -> Result<Result<WebhookRecord, TooMany>, JournalError> {
+        let tenant = tenant.clone();
         self.write(move |transaction| {
+            let key = keys::named(&tenant, &record.name);
             let mut table = transaction.open_table(WEBHOOKS).map_err(storage("open the webhooks"))?;
             let known = table.get(key.as_slice()).map_err(storage("look for a webhook"))?;
             let known =
                 known.map(|value| parse::<WebhookRecord>(value.value(), || "a webhook".to_owned())).transpose()?;
-            if let Some(known) = known {
-                record.created_at = known.created_at;
+            match known {
+                Some(known) => {
+                    record.created_at = known.created_at;
+                    told(transaction, &tenant, &known, false)?;
+                }
+                None => {
+                    let all = keys::of_tenant(&tenant);
+                    let all = table.range(all.start.as_slice()..all.end.as_slice());
+                    if all.map_err(storage("list webhooks"))?.count() >= WEBHOOKS_MAX {
+                        return Ok(Err(TooMany::Webhooks));
+                    }
+                }
             }
+            told(transaction, &tenant, &record, true)?;
             let value = to_json(&record, "a webhook")?;
             table.insert(key.as_slice(), value.as_slice()).map_err(storage("write a webhook"))?;
-            Ok(record)
+            Ok(Ok(record))
         })
         .await
     }
@@ -463,16 +666,26 @@ impl RedbJournal {
 
     /// Deletes a webhook and what is still owed to it. `false` when there is none.
     pub async fn delete_webhook(&self, tenant: &TenantId, name: &str) -> Result<bool, JournalError> {
-        if !self.delete(WEBHOOKS, keys::named(tenant, name)).await? {
+        let (key, of) = (keys::named(tenant, name), tenant.clone());
+        let found = self.write(move |transaction| {
+            let mut table = transaction.open_table(WEBHOOKS).map_err(storage("open the webhooks"))?;
+            let known = table.remove(key.as_slice()).map_err(storage("delete a webhook"))?;
+            let Some(known) = known else { return Ok(false) };
+            if let Ok(known) = serde_json::from_slice::<WebhookRecord>(known.value()) {
+                told(transaction, &of, &known, false)?;
+            }
+            Ok(true)
+        });
+        if !found.await? {
             return Ok(false);
         }
         // In small writes, with room for others in between. What a crash leaves is dropped when its turn comes.
         loop {
             let range = keys::starting_with(keys::named(tenant, name));
+            let lane = delivering_lane(tenant, name);
             let deleted = self.write(move |transaction| {
                 let failed = || storage("forget deliveries");
                 let mut outbox = transaction.open_table(OUTBOX).map_err(storage("open the outbox"))?;
-                let mut due = transaction.open_table(OUTBOX_DUE).map_err(storage("open the outbox"))?;
                 let owed: Vec<(Vec<u8>, Vec<u8>)> = outbox
                     .range(range.start.as_slice()..range.end.as_slice())
                     .map_err(failed())?
@@ -484,9 +697,8 @@ impl RedbJournal {
                     .collect::<Result<_, JournalError>>()?;
                 for (key, value) in &owed {
                     outbox.remove(key.as_slice()).map_err(failed())?;
-                    let next = serde_json::from_slice::<Delivery>(value).ok().and_then(|delivery| delivery.next_at);
-                    if let Some(next) = next {
-                        due.remove(due_key(next, key).as_slice()).map_err(failed())?;
+                    if let Ok(delivery) = serde_json::from_slice::<Delivery>(value) {
+                        DELIVERING.change(transaction, &lane, delivery.run.as_bytes(), delivery.next_at, None)?;
                     }
                 }
                 Ok(owed.len())
@@ -497,20 +709,21 @@ impl RedbJournal {
         }
     }
 
-    /// Deliveries that are to be tried up to `until`, in order of time, at most `limit`.
+    /// The lanes that have deliveries to be tried at a time: the name of each is its webhook's.
+    pub fn lanes_to_deliver(&self, until: Timestamp) -> Result<Vec<Lane>, JournalError> {
+        DELIVERING.lanes(self, until)
+    }
+
+    /// A lane's deliveries that are to be tried up to `until`, in order of time, at most `limit`.
     pub fn deliveries_due(
         &self,
+        lane: &Lane,
         until: Timestamp,
         limit: usize,
-    ) -> Result<Vec<(Timestamp, RunKey, String)>, JournalError> {
-        let table = self.reader()?.open_table(OUTBOX_DUE).map_err(storage("open the outbox"))?;
-        let mut found = Vec::new();
-        let end = due_key(until.plus_millis(1), &[]);
-        for entry in table.range(..end.as_slice()).map_err(storage("list deliveries"))?.take(limit) {
-            let (key, _) = entry.map_err(storage("list deliveries"))?;
-            found.extend(parse_delivery(key.value()));
-        }
-        Ok(found)
+    ) -> Result<Vec<(Timestamp, RunId)>, JournalError> {
+        let due = DELIVERING.of_lane(self, lane, until, limit)?;
+        let run = |run: Vec<u8>| Some(RunId::from_bytes(run.try_into().ok()?));
+        Ok(due.into_iter().filter_map(|(at, id)| Some((at, run(id)?))).collect())
     }
 
     /// A delivery that has not succeeded.
@@ -566,50 +779,244 @@ impl RedbJournal {
         webhook: &str,
         run: &RunId,
     ) -> Result<(), JournalError> {
-        let key = outbox_key(tenant, webhook, run);
+        let (lane, key, run) = (delivering_lane(tenant, webhook), outbox_key(tenant, webhook, run), *run);
         self.write(move |transaction| {
-            let failed = || storage("forget a delivery");
             let mut outbox = transaction.open_table(OUTBOX).map_err(storage("open the outbox"))?;
-            outbox.remove(key.as_slice()).map_err(failed())?;
-            let mut due = transaction.open_table(OUTBOX_DUE).map_err(storage("open the outbox"))?;
-            if let Some(before) = before {
-                due.remove(due_key(before, &key).as_slice()).map_err(failed())?;
-            }
-            Ok(())
+            outbox.remove(key.as_slice()).map_err(storage("forget a delivery"))?;
+            DELIVERING.change(transaction, &lane, run.as_bytes(), before, None)
         })
         .await
     }
 }
 
 /// Changes a trigger's mark, and with it the list of what is due.
-fn mark(transaction: &WriteTransaction, key: &[u8], change: impl FnOnce(&mut TriggerMark)) -> Result<(), JournalError> {
+fn mark<T>(
+    transaction: &WriteTransaction,
+    tenant: &TenantId,
+    name: &str,
+    change: impl FnOnce(&mut TriggerMark) -> T,
+) -> Result<T, JournalError> {
     let failed = || storage("write a trigger's mark");
+    let key = keys::named(tenant, name);
     let mut marks = transaction.open_table(TRIGGER_MARKS).map_err(storage("open the triggers"))?;
-    let known = marks.get(key).map_err(failed())?;
+    let known = marks.get(key.as_slice()).map_err(failed())?;
     let known = known.map(|value| parse::<TriggerMark>(value.value(), || "a trigger's mark".to_owned())).transpose()?;
-    let mut mark = known.unwrap_or_default();
-    let before = mark.next;
-    change(&mut mark);
-    marks.insert(key, to_json(&mark, "a trigger's mark")?.as_slice()).map_err(failed())?;
-    let mut due = transaction.open_table(TRIGGERS_DUE).map_err(storage("open the triggers"))?;
-    if let Some(before) = before {
-        due.remove(due_key(before, key).as_slice()).map_err(failed())?;
+    let before = known.unwrap_or_default();
+    let mut mark = before.clone();
+    let changed = change(&mut mark);
+    // A trigger that is deleted has no mark, and gets none.
+    if mark != before {
+        marks.insert(key.as_slice(), to_json(&mark, "a trigger's mark")?.as_slice()).map_err(failed())?;
+        FIRING.change(transaction, &firing_lane(tenant), name.as_bytes(), before.next, mark.next)?;
     }
-    if let Some(next) = mark.next {
-        due.insert(due_key(next, key).as_slice(), [].as_slice()).map_err(failed())?;
+    Ok(changed)
+}
+
+/// Enters a webhook where the writer looks for it, or takes it out.
+fn told(
+    transaction: &WriteTransaction,
+    tenant: &TenantId,
+    webhook: &WebhookRecord,
+    entered: bool,
+) -> Result<(), JournalError> {
+    let mut table = transaction.open_table(TOLD).map_err(storage("open the webhooks"))?;
+    let ends: Vec<&str> = webhook.on.iter().map(|status| status.as_str()).collect();
+    let ends = ends.join(" ");
+    let workflows: Vec<&str> = match &webhook.workflows {
+        None => vec![""],
+        Some(workflows) => workflows.iter().map(WorkflowName::as_str).collect(),
+    };
+    for workflow in workflows {
+        let key = indexed(tenant, workflow, &webhook.name);
+        let written = if entered {
+            table.insert(key.as_slice(), ends.as_bytes()).map(drop)
+        } else {
+            table.remove(key.as_slice()).map(drop)
+        };
+        written.map_err(storage("write a webhook"))?;
     }
     Ok(())
 }
 
-fn parse_due(key: &[u8]) -> Option<(Timestamp, TenantId, String)> {
-    let (at, key) = key.split_first_chunk::<8>()?;
-    let tenant = tenant_of(key)?;
-    let name = key.get(tenant.as_str().len() + 1..key.len().checked_sub(1)?)?;
-    Some((Timestamp::from_millis(u64::from_be_bytes(*at)), tenant, String::from_utf8(name.to_vec()).ok()?))
+fn count(
+    transaction: &WriteTransaction,
+    table: Bytes2Bytes,
+    range: std::ops::Range<Vec<u8>>,
+) -> Result<usize, JournalError> {
+    let table = transaction.open_table(table).map_err(storage("open a table"))?;
+    let found = table.range(range.start.as_slice()..range.end.as_slice()).map_err(storage("count entries"))?;
+    Ok(found.count())
 }
 
-fn parse_delivery(key: &[u8]) -> Option<(Timestamp, RunKey, String)> {
-    let (rest, run) = key.split_last_chunk::<16>()?;
-    let (at, tenant, webhook) = parse_due(rest)?;
-    Some((at, RunKey { tenant, run: RunId::from_bytes(*run) }, webhook))
+/// An event that still answers.
+fn sent_event(table: &Table<'_>, key: &[u8], now: Timestamp) -> Result<Option<SentEvent>, JournalError> {
+    let found = table.get(key).map_err(storage("look for an event"))?;
+    let found = found.map(|value| parse::<SentEvent>(value.value(), || "an event".to_owned())).transpose()?;
+    Ok(found.filter(|event| now.millis_since(event.at) < IDEMPOTENCY_TTL_MS))
+}
+
+#[cfg(test)]
+mod tests {
+    use stepwell_core::Event;
+
+    use super::*;
+    use crate::journal::{Batch, Created, IdempotencyKey, Journal};
+
+    const DAY_MS: u64 = 24 * 60 * 60 * 1000;
+
+    fn at(ms: u64) -> Timestamp {
+        Timestamp::from_millis(ms)
+    }
+
+    fn tenant() -> TenantId {
+        "a".parse().unwrap()
+    }
+
+    fn trigger(on: TriggerOn) -> TriggerRecord {
+        let action = TriggerAction { filter: None, workflow: None, version: None, input: None, signal: None };
+        TriggerRecord { name: "t".to_owned(), enabled: true, on, action, created_at: at(1), updated_at: at(1) }
+    }
+
+    fn cron() -> TriggerRecord {
+        let (schedule, time_zone) = ("* * * * *".to_owned(), "UTC".to_owned());
+        trigger(TriggerOn::Cron { schedule, time_zone, missed: Missed::Skip })
+    }
+
+    fn summary(status: RunStatus, now: Timestamp) -> RunSummary {
+        serde_json::from_value(serde_json::json!({
+            "workflow": "w", "version": "0".repeat(64), "status": status, "created_at": now, "ended_at": now, "status_seq": 1,
+        }))
+        .unwrap()
+    }
+
+    /// Creates a run for the time 1,000 of the trigger, at some time.
+    async fn start(journal: &RedbJournal, run: u8, now: u64) -> Result<Created, JournalError> {
+        let time = TakenTime { trigger: "t".to_owned(), expected: at(1_000), at: at(1_000), next: Some(at(2_000)) };
+        let key = RunKey { tenant: tenant(), run: RunId::from_bytes([run; 16]) };
+        let batch = Batch {
+            at: at(now),
+            events: vec![Event::RunStarted { deadline: None }],
+            summary: Some(summary(RunStatus::Running, at(now))),
+            ..Batch::default()
+        };
+        let fingerprint = Digest::from_bytes([0; 32]);
+        journal.create(&key, batch, Some(IdempotencyKey { key: String::new(), fingerprint, time: Some(time) })).await
+    }
+
+    /// The mark was moved after the start, and what kept a crash in between from starting the time again was an idempotency
+    /// key, which answers for a day: a host that came back later started it twice.
+    #[tokio::test]
+    async fn a_time_starts_one_run_even_when_the_host_comes_back_days_after_a_crash() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("journal.redb");
+        let journal = RedbJournal::open(&file).unwrap();
+        journal.put_trigger(&tenant(), cron(), |_| Some(Some(at(1_000)))).await.unwrap().unwrap();
+        assert_eq!(start(&journal, 1, 1_000).await.unwrap(), Created::New { superseded: None });
+        drop(journal); // all that a crash right after the start leaves is what is on disk
+
+        let journal = RedbJournal::open(&file).unwrap();
+        let later = 1_000 + 3 * DAY_MS;
+        journal.delete_old_idempotency_keys(at(later)).await.unwrap();
+        let mark = journal.trigger_mark(&tenant(), "t").unwrap();
+        let run = RunId::from_bytes([1; 16]);
+        assert_eq!((mark.next, mark.last, mark.last_run), (Some(at(2_000)), Some(at(1_000)), Some(run)));
+        assert!(matches!(start(&journal, 2, later).await, Err(JournalError::TimeTaken)));
+        let second = RunKey { tenant: tenant(), run: RunId::from_bytes([2; 16]) };
+        assert!(journal.summary(&second).unwrap().is_none() && journal.read(&second, 0, 1).unwrap().is_empty());
+        let lane = Lane { tenant: tenant(), name: String::new() };
+        let due = journal.triggers_due(&lane, at(later), 10).unwrap();
+        assert_eq!(due, [(at(2_000), "t".to_owned())]);
+    }
+
+    #[tokio::test]
+    async fn a_trigger_that_was_deleted_on_the_way_starts_nothing_and_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = RedbJournal::open(&dir.path().join("journal.redb")).unwrap();
+        journal.put_trigger(&tenant(), cron(), |_| Some(Some(at(1_000)))).await.unwrap().unwrap();
+        assert!(journal.delete_trigger(&tenant(), "t").await.unwrap());
+        assert!(!journal.delete_trigger(&tenant(), "t").await.unwrap());
+        assert!(matches!(start(&journal, 1, 1_000).await, Err(JournalError::TimeTaken)));
+        assert!(journal.lanes_to_fire(at(u64::MAX - 1)).unwrap().is_empty());
+        let moved = TriggerMark { next: Some(at(5)), ..TriggerMark::default() };
+        journal.move_trigger_mark(&tenant(), "t", Some(at(1_000)), moved).await.unwrap();
+        assert_eq!(journal.trigger_mark(&tenant(), "t").unwrap(), TriggerMark::default());
+    }
+
+    #[tokio::test]
+    async fn a_webhook_is_told_of_the_ends_and_workflows_that_it_names_and_no_longer_once_it_is_changed() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = RedbJournal::open(&dir.path().join("journal.redb")).unwrap();
+        let webhook = |name: &str, workflows: Option<&[&str]>, on: &[RunStatus]| WebhookRecord {
+            name: name.to_owned(),
+            url: "http://a/".to_owned(),
+            secret: "S".to_owned(),
+            workflows: workflows.map(|names| names.iter().map(|name| name.parse().unwrap()).collect()),
+            on: on.to_vec(),
+            created_at: at(1),
+            updated_at: at(1),
+        };
+        let (completed, failed) = (RunStatus::Completed, RunStatus::Failed);
+        let other: TenantId = "a-b".parse().unwrap();
+        let ends = async |run: u8| {
+            let key = RunKey { tenant: tenant(), run: RunId::from_bytes([run; 16]) };
+            let value = to_json(&summary(completed, at(7)), "a summary").unwrap();
+            journal.write(move |transaction| enqueue(transaction, &key, &value)).await.unwrap();
+            let lanes = journal.lanes_to_deliver(at(7)).unwrap().into_iter();
+            let due = lanes.filter(|lane| {
+                let due = journal.deliveries_due(lane, at(7), 100).unwrap();
+                due.contains(&(at(7), RunId::from_bytes([run; 16])))
+            });
+            due.map(|lane| lane.name).collect::<Vec<_>>()
+        };
+        assert_eq!(ends(0).await, [""; 0]);
+        for record in [
+            webhook("all", None, &[completed, failed]),
+            webhook("failed", None, &[failed]),
+            webhook("other-workflow", Some(&["v", "ww"]), &[completed]),
+            webhook("this", Some(&["v", "w"]), &[completed]),
+        ] {
+            journal.put_webhook(&tenant(), record).await.unwrap().unwrap();
+        }
+        journal.put_webhook(&other, webhook("others", None, &[completed])).await.unwrap().unwrap();
+        assert_eq!(ends(1).await, ["all", "this"]);
+        journal.put_webhook(&tenant(), webhook("all", Some(&["v"]), &[completed])).await.unwrap().unwrap();
+        journal.put_webhook(&tenant(), webhook("failed", None, &[completed])).await.unwrap().unwrap();
+        assert_eq!(ends(2).await, ["failed", "this"]);
+        assert!(journal.delete_webhook(&tenant(), "this").await.unwrap());
+        assert_eq!(ends(3).await, ["failed"]);
+        for number in 0..WEBHOOKS_MAX {
+            let put = journal.put_webhook(&tenant(), webhook(&format!("x-{number}"), None, &[failed])).await.unwrap();
+            assert_eq!(put.is_ok(), number < WEBHOOKS_MAX - 3, "{number}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_event_that_has_begun_is_the_only_one_with_its_id_for_a_day() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = RedbJournal::open(&dir.path().join("journal.redb")).unwrap();
+        let id = Digest::from_bytes([9; 32]);
+        let begin = |fingerprint: u8, now: u64| {
+            let (journal, tenant) = (&journal, tenant());
+            async move { journal.begin_event(&tenant, &id, Digest::from_bytes([fingerprint; 32]), at(now)).await }
+        };
+        let answer = |text: &str| RawValue::from_string(text.to_owned()).unwrap();
+        assert!(matches!(begin(1, 10).await, Ok(Begun::Now)));
+        assert!(matches!(begin(2, 11).await, Err(JournalError::IdempotencyMismatch)), "though nothing came of it yet");
+        assert!(matches!(begin(1, 12).await, Ok(Begun::Now)), "it goes on");
+        assert_eq!(journal.end_event(&tenant(), &id, answer("1"), at(13)).await.unwrap().get(), "1");
+        assert_eq!(
+            journal.end_event(&tenant(), &id, answer("2"), at(14)).await.unwrap().get(),
+            "1",
+            "the first counts"
+        );
+        assert!(matches!(begin(1, 15).await, Ok(Begun::Answered(answer)) if answer.get() == "1"));
+        assert!(matches!(begin(2, 16).await, Err(JournalError::IdempotencyMismatch)));
+
+        // After a day the id may be used again, and what is swept then is the first use and not the second.
+        assert!(matches!(begin(2, 10 + DAY_MS).await, Ok(Begun::Now)));
+        assert_eq!(journal.delete_old_events(at(11 + DAY_MS)).await.unwrap(), 1);
+        assert!(matches!(begin(1, 12 + DAY_MS).await, Err(JournalError::IdempotencyMismatch)));
+        assert_eq!(journal.delete_old_events(at(11 + 2 * DAY_MS)).await.unwrap(), 1);
+        assert!(matches!(begin(1, 12 + 2 * DAY_MS).await, Ok(Begun::Now)));
+    }
 }

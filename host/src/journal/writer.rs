@@ -94,8 +94,8 @@ pub(super) enum Request {
     Create {
         append: Append,
         at: Timestamp,
-        idempotency: Option<Idempotency>,
-        admit: Option<Admit>,
+        idempotency: Option<Box<Idempotency>>,
+        admit: Option<Box<Admit>>,
         reply: oneshot::Sender<Result<Created, JournalError>>,
     },
     Work(Work),
@@ -182,7 +182,7 @@ impl Writer {
                         next = requests.try_recv().ok();
                         continue;
                     }
-                    match reserve(&transaction, &append.key.run, at, idempotency, admit)? {
+                    match reserve(&transaction, &append.key, at, idempotency, admit)? {
                         Ok(Created::New { superseded }) => {
                             let tables = RunTables::once(&mut tables, &transaction)?;
                             match self.append(tables, &append, channels)? {
@@ -476,19 +476,31 @@ pub(super) fn seq_of(record_key: &[u8]) -> Result<Seq, JournalError> {
 /// counted.
 fn reserve(
     transaction: &WriteTransaction,
-    run: &RunId,
+    run: &RunKey,
     at: Timestamp,
-    idempotency: Option<Idempotency>,
-    admit: Option<Admit>,
+    idempotency: Option<Box<Idempotency>>,
+    admit: Option<Box<Admit>>,
 ) -> Result<Result<Created, JournalError>, JournalError> {
     let admitted = || -> Result<Result<Created, JournalError>, JournalError> {
         let Some(admit) = &admit else { return Ok(Ok(Created::New { superseded: None })) };
-        Ok(match flow::admit(transaction, run, at, admit)? {
+        Ok(match flow::admit(transaction, &run.run, at, admit)? {
             Ok(superseded) => Ok(Created::New { superseded }),
             Err(from) => Err(JournalError::RateLimited { from }),
         })
     };
-    let Some(Idempotency { key, wanted }) = idempotency else { return admitted() };
+    let Some(idempotency) = idempotency else { return admitted() };
+    let Idempotency { key, wanted } = *idempotency;
+    if let Some(time) = &wanted.time {
+        // Neither the mark nor the count may change for a run that the other refuses.
+        if !super::triggers::time_stands(transaction, &run.tenant, time)? {
+            return Ok(Err(JournalError::TimeTaken));
+        }
+        let created = admitted()?;
+        if created.is_ok() {
+            super::triggers::take_time(transaction, run, time)?;
+        }
+        return Ok(created);
+    }
     let mut table = transaction.open_table(IDEMPOTENCY).map_err(storage("open the idempotency keys"))?;
     let stored = table.get(key.as_slice()).map_err(storage("look for an idempotency key"))?;
     let stored = stored.and_then(|value| IdempotencyEntry::decode(value.value()));
@@ -500,7 +512,7 @@ fn reserve(
         Ok(created) => created,
         Err(refused) => return Ok(Err(refused)),
     };
-    let entry = IdempotencyEntry { at, run: *run, fingerprint: *wanted.fingerprint.as_bytes() };
+    let entry = IdempotencyEntry { at, run: run.run, fingerprint: *wanted.fingerprint.as_bytes() };
     table.insert(key.as_slice(), entry.encode().as_slice()).map_err(storage("write an idempotency key"))?;
     let mut by_time = transaction.open_table(IDEMPOTENCY_BY_TIME).map_err(storage("open the idempotency keys"))?;
     let timed = [at.as_millis().to_be_bytes().as_slice(), &key].concat();

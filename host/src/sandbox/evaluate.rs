@@ -3,8 +3,8 @@
 //! Owns: the component that evaluates them, the nodes guest without a program and without imports. It is part of this
 //! program, compiled once and kept like all code.
 //! Does not: know what an expression is for.
-//! Keeps: no expression is evaluated outside of the sandbox, and none takes more than [`EVALUATE_LIMITS`]. The same slots
-//! as for `describe` are taken, so a tenant with many waits for its own.
+//! Keeps: no expression is evaluated outside of the sandbox, and none takes more than [`EVALUATE_LIMITS`]. They have slots
+//! of their own, few for each tenant, so a tenant with many waits for its own.
 
 use std::sync::OnceLock;
 
@@ -59,7 +59,7 @@ impl Sandbox {
         let text = serde_json::Value::from(expression).to_string();
         let mut inputs = vec![("expression".to_owned(), text)];
         inputs.extend(input.map(|input| ("input".to_owned(), input.as_str().to_owned())));
-        let _turn = self.describing.acquire(tenant).await;
+        let _turn = self.evaluating.acquire(tenant).await;
         let engine = self.engine.clone();
         // On the guests' threads, like everything a guest does.
         let evaluated =

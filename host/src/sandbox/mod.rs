@@ -235,6 +235,12 @@ pub trait StepHost: Send + Sync + 'static {
 /// theirs.
 const DESCRIBING_MAX: u32 = 4;
 
+/// Expressions of triggers that are evaluated at once. A tenant has few of them: each may compute for its whole limit, and
+/// those of others wait behind what it has, never behind what it wants.
+const EVALUATING_MAX: u32 = 8;
+/// The same for one tenant.
+const EVALUATING_PER_TENANT_MAX: u32 = 2;
+
 /// Where guests run.
 pub struct Sandbox {
     engine: wasmtime::Engine,
@@ -244,6 +250,8 @@ pub struct Sandbox {
     slots: Permits,
     /// For `describe`, which has slots of its own: it belongs to no run and waits for none.
     describing: Permits,
+    /// For expressions, which have slots of their own too: one that computes for long keeps no run from being started.
+    evaluating: Permits,
     guests: Handle,
     // Taken on drop: guests have threads of their own, so that however many of them compute, the host's answer
     // requests and write the journal.
@@ -298,7 +306,8 @@ impl Drop for Attempt {
 impl Sandbox {
     /// Sets up the engine, its pool and its threads.
     pub fn new(config: SandboxConfig) -> Result<Self, SandboxError> {
-        let engine = engine::runtime(config.slots.saturating_add(DESCRIBING_MAX)).map_err(SandboxError::Engine)?;
+        let engine = engine::runtime(config.slots.saturating_add(DESCRIBING_MAX + EVALUATING_MAX))
+            .map_err(SandboxError::Engine)?;
         let compiler = compile::Compiler::new(config.compiler);
         let code = code::Code::new(&engine, config.code_dir, config.secret)?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -312,6 +321,7 @@ impl Sandbox {
             kit: graph::Kit::new(),
             slots: Permits::new(config.slots as usize, config.slots_per_tenant as usize),
             describing: Permits::new(DESCRIBING_MAX as usize, DESCRIBING_MAX as usize / 2),
+            evaluating: Permits::new(EVALUATING_MAX as usize, EVALUATING_PER_TENANT_MAX as usize),
             guests: runtime.handle().clone(),
             runtime: Some(runtime),
             engine,

@@ -3,9 +3,10 @@
 //! Owns: the way from a time ([`cron`], [`schedule`]), a signed request ([`signature`]) or an event to a run, and from the end of
 //! a run to whoever wants to know ([`outbound`]).
 //! Does not: know HTTP as a server, or evaluate anything itself; expressions are the sandbox's.
-//! Keeps: whatever a trigger starts is started under an idempotency key that is made of the trigger and what set it off, and
-//! only then is it written down that it was. So a crash at any point starts it once: the second start finds the first.
-//! A tenant cannot choose such a key: it begins with a byte that no header may contain.
+//! Keeps: what a time starts is created in the write that moves the trigger's mark past it. Whatever else a trigger starts is
+//! started under an idempotency key that is made of the trigger and what set it off, and only then is it written down that it
+//! was. So a crash at any point starts it once: the second start finds the first. A tenant cannot choose such a key: it begins
+//! with a byte that no header may contain.
 
 mod cron;
 pub mod outbound;
@@ -21,7 +22,7 @@ use stepwell_outbound::{Outbound, Secret};
 use tokio_util::sync::CancellationToken;
 
 use crate::driver::{ControlError, Driver, StartError};
-use crate::journal::triggers::{SignalAction, TriggerOn, TriggerRecord};
+use crate::journal::triggers::{SignalAction, TakenTime, TriggerOn, TriggerRecord};
 use crate::journal::{IdempotencyKey, Journal, JournalError, RedbJournal, RunFilter};
 use crate::sandbox::{CheckInputError, EvaluateError, Sandbox};
 use crate::vault::Vault;
@@ -63,6 +64,8 @@ pub struct Occurrence {
     pub default_input: Json,
     /// Names it among everything that sets this trigger off.
     pub id: String,
+    /// Where the trigger's mark moves with the start of the run, when it was a time.
+    pub time: Option<TakenTime>,
 }
 
 /// What a trigger did.
@@ -127,6 +130,7 @@ impl ActError {
                 StartError::InvalidInput(_) => "invalid_input",
                 StartError::CheckInput(CheckInputError::Guest(_)) => "input_not_checked",
                 StartError::Journal(JournalError::IdempotencyMismatch) => "idempotency_mismatch",
+                StartError::Journal(JournalError::TimeTaken) => "time_taken",
                 StartError::Journal(JournalError::RateLimited { .. }) => "rate_limited",
                 StartError::Flow { source: EvaluateError::Failed(_), .. } | StartError::FlowValue { .. } => {
                     "flow_control_failed"
@@ -159,7 +163,8 @@ impl ActError {
 impl Triggers {
     /// Fires what is due and delivers what is owed, until the host stops.
     pub async fn run(self, stopping: CancellationToken) {
-        tokio::join!(cron::run(&self, &stopping), outbound::run(&self, &stopping));
+        let (firing, delivering) = (cron::Firing(self.clone()), outbound::Delivering(self));
+        tokio::join!(work::drive(firing, &stopping), work::drive(delivering, &stopping));
     }
 
     /// Does what a trigger is for. The same occurrence does it once.
@@ -195,7 +200,7 @@ impl Triggers {
         };
         // What set the trigger off is all that must be the same: the trigger may have been edited since the crash.
         let fingerprint = Digest::from_bytes(Sha256::digest(key.as_bytes()).into());
-        let idempotency = IdempotencyKey { key, fingerprint };
+        let idempotency = IdempotencyKey { key, fingerprint, time: occurrence.time.clone() };
         let started = self.driver.start(tenant, workflow, action.version, input, Some(idempotency)).await?;
         Ok(Acted::Started { run: started.run, replayed: started.replayed })
     }

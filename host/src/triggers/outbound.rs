@@ -9,19 +9,17 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use serde_json::{Value, json};
-use stepwell_core::{Event, Payload, RunKey, TenantId, Timestamp};
+use stepwell_core::{Event, Payload, RunId, RunKey, TenantId, Timestamp};
 use stepwell_outbound::{HttpError, HttpRequest};
-use tokio_util::sync::CancellationToken;
 
-use super::work::{Width, drive};
+use super::work::{Owed, Width};
 use super::{Triggers, signature};
 use crate::clock::{self, rfc3339};
 use crate::driver::read_payload;
+use crate::journal::due::Lane;
 use crate::journal::triggers::Delivery;
 use crate::journal::{Journal, JournalError, error_chain};
 
-/// Deliveries under way at once. They wait for receivers most of the time; a tenant with a slow one holds up nobody else.
-const WIDTH: Width = Width { all: 64, per_tenant: 8 };
 /// For one attempt. A receiver should write down what it is told and work on it later.
 const TIMEOUT_MS: u32 = 15_000;
 /// Waits between attempts: eight attempts within a day, the first soon, because most trouble is a restart.
@@ -35,21 +33,30 @@ const ANSWER_BYTES_MAX: usize = 500;
 /// After trouble of our own.
 const PAUSE: Duration = Duration::from_secs(1);
 
-pub(super) async fn run(triggers: &Triggers, stopping: &CancellationToken) {
-    let due = |until, limit| {
-        let found = triggers.journal.deliveries_due(until, limit)?;
-        Ok(found.into_iter().map(|(at, run, webhook)| (at, (run, webhook))).collect())
-    };
-    let work = |at, (run, webhook): (RunKey, String)| {
-        let triggers = triggers.clone();
-        async move {
-            if let Err(error) = triggers.deliver(&run, &webhook, at).await {
-                tracing::error!(%run, webhook, error = error_chain(&error), "a delivery could not be made");
-                tokio::time::sleep(PAUSE).await;
-            }
+/// Deliveries that are to be tried.
+#[derive(Clone)]
+pub(super) struct Delivering(pub(super) Triggers);
+
+impl Owed for Delivering {
+    type Key = RunId;
+    /// They wait for receivers most of the time; a tenant with a slow one holds up nobody else.
+    const WIDTH: Width = Width { all: 64, per_tenant: 8 };
+
+    fn lanes(&self, now: Timestamp) -> Result<Vec<Lane>, JournalError> {
+        self.0.journal.lanes_to_deliver(now)
+    }
+
+    fn due(&self, lane: &Lane, now: Timestamp, limit: usize) -> Result<Vec<(Timestamp, RunId)>, JournalError> {
+        self.0.journal.deliveries_due(lane, now, limit)
+    }
+
+    async fn carry_out(&self, Lane { tenant, name: webhook }: Lane, at: Timestamp, run: RunId) {
+        let run = RunKey { tenant, run };
+        if let Err(error) = self.0.deliver(&run, &webhook, at).await {
+            tracing::error!(%run, webhook, error = error_chain(&error), "a delivery could not be made");
+            tokio::time::sleep(PAUSE).await;
         }
-    };
-    drive(WIDTH, stopping, |(run, _)| run.tenant.clone(), due, work).await;
+    }
 }
 
 /// How an attempt ended that did not succeed.
@@ -113,14 +120,12 @@ impl Triggers {
             timeout_ms: TIMEOUT_MS,
         };
         let missed = |code, message, for_good| Err(Missed { code, message, for_good });
-        Ok(match self.outbound.send(request, None).await {
-            Ok(response) if (200..300).contains(&response.status) => Ok(()),
-            Ok(response) => {
-                let answer = String::from_utf8_lossy(&response.body);
-                let answer = answer.get(..answer.floor_char_boundary(ANSWER_BYTES_MAX)).unwrap_or_default();
-                let message = format!("HTTP {}: {answer}", response.status);
+        Ok(match self.outbound.tell(request, ANSWER_BYTES_MAX).await {
+            Ok(answer) if (200..300).contains(&answer.status) => Ok(()),
+            Ok(answer) => {
+                let message = format!("HTTP {}: {}", answer.status, String::from_utf8_lossy(&answer.beginning));
                 // Gone: the receiver says that nobody will ever be there again.
-                missed("bad_status", message, response.status == 410)
+                missed("bad_status", message, answer.status == 410)
             }
             Err(error) => {
                 let (code, for_good) = match &error {
@@ -128,7 +133,7 @@ impl Triggers {
                     HttpError::InvalidRequest(_) => ("invalid_request", true),
                     HttpError::Timeout => ("timeout", false),
                     HttpError::Connection(_) => ("connection", false),
-                    // Perhaps it was taken; whoever answers with megabytes may be told again.
+                    // Never: nothing is read that could be too large.
                     HttpError::TooLarge(_) => ("too_large", false),
                 };
                 missed(code, error.to_string(), for_good)

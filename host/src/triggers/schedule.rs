@@ -42,6 +42,18 @@ pub enum InvalidSchedule {
     Never,
 }
 
+impl InvalidSchedule {
+    /// A stable identifier.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Form(_) => "invalid_schedule",
+            Self::Zone(_) => "unknown_time_zone",
+            Self::Never => "schedule_never_fires",
+        }
+    }
+}
+
 /// What a trigger is to do now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Due {
@@ -168,6 +180,44 @@ mod tests {
                 "2026-10-25T02:00:00.000Z"
             ]
         );
+    }
+
+    #[test]
+    fn a_time_that_does_not_exist_is_left_out_by_a_list_and_a_range_too() {
+        // Like a wildcard, and unlike one time of day, which fires at the first moment after the gap.
+        assert_eq!(
+            times("15,45 2 * * *", "Europe/Berlin", "2026-03-28T12:00:00Z", 3),
+            ["2026-03-30T00:15:00.000Z", "2026-03-30T00:45:00.000Z", "2026-03-31T00:15:00.000Z"]
+        );
+        // 02:00 to 02:30 is left out on 2026-10-04 on Lord Howe, where summer is half an hour.
+        assert_eq!(
+            times("15 2 * * *", "Australia/Lord_Howe", "2026-10-03T00:00:00Z", 2),
+            ["2026-10-03T15:30:00.000Z", "2026-10-04T15:15:00.000Z"]
+        );
+    }
+
+    #[test]
+    fn a_zone_that_changes_for_good_is_followed() {
+        // Samoa went over the date line: from 10 hours behind to 14 ahead.
+        assert_eq!(
+            times("0 12 * * *", "Pacific/Apia", "2011-12-28T00:00:00Z", 2),
+            ["2011-12-28T22:00:00.000Z", "2011-12-29T22:00:00.000Z"]
+        );
+        assert_eq!(times("0 12 * * *", "Pacific/Apia", "2011-12-31T00:00:00Z", 1), ["2011-12-31T22:00:00.000Z"]);
+    }
+
+    #[test]
+    fn leap_days_and_far_times_are_found_and_told_from_never() {
+        let leap = ["2028-02-29T12:00:00.000Z", "2032-02-29T12:00:00.000Z"];
+        assert_eq!(times("0 12 29 2 *", "UTC", "2026-01-01T00:00:00Z", 2), leap);
+        // 2100 is no leap year.
+        assert_eq!(times("0 12 29 2 *", "UTC", "2096-03-01T00:00:00Z", 1), ["2104-02-29T12:00:00.000Z"]);
+        assert_eq!(times("0 0 31 12 *", "UTC", "2026-12-31T00:00:00Z", 1), ["2027-12-31T00:00:00.000Z"]);
+        for never in ["0 0 30 2 *", "0 0 31 2 *", "0 0 31 4,6,9,11 *", "0 0 31 2 */1"] {
+            let started = std::time::Instant::now();
+            let found = times(never, "Europe/Berlin", "2026-01-01T00:00:00Z", 1);
+            eprintln!("{never}: {found:?} after {:?}", started.elapsed());
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! Keeps: a signature is compared in constant time, over the body as it came, before anything in it is read.
 
 use hmac::{Hmac, Mac};
-use sha2::Sha256;
+use sha2::{Digest as _, Sha256};
 use stepwell_core::Timestamp;
 use stepwell_outbound::Secret;
 use subtle::ConstantTimeEq;
@@ -24,7 +24,7 @@ pub enum BadSignature {
     #[error("the request does not carry a valid signature")]
     Invalid,
     /// It is, but made too long ago, or too far in the future.
-    #[error("the signature is more than five minutes old")]
+    #[error("the signature's time is more than five minutes away")]
     Expired,
 }
 
@@ -38,7 +38,18 @@ impl Scheme {
             Self::Github => "x-hub-signature-256",
         }
     }
+
+    /// Whether the time of the signature is signed too.
+    fn has_time(self) -> bool {
+        match self {
+            Self::Stepwell | Self::Stripe => true,
+            Self::Github => false,
+        }
+    }
 }
+
+/// Headers that may carry a signature, of all schemes and of what came before them.
+pub const HEADERS: [&str; 4] = ["stepwell-signature", "stripe-signature", "x-hub-signature-256", "x-hub-signature"];
 
 /// The header of a delivery: `t=SECONDS,v1=HEX`.
 #[must_use]
@@ -48,33 +59,61 @@ pub fn sign(secret: &Secret, now: Timestamp, body: &[u8]) -> String {
     format!("t={seconds},v1={}", hex::encode(made))
 }
 
-/// Checks a header's signature over a body. Returns the signature, which names the request.
+/// Checks a header's signature over a body. Returns what names the request: made of its time and its body and not of the
+/// signature, of which there may be several for one request.
+///
+/// Any of the secrets will do, so that one can be replaced while both are in use. Two are tried whether there are any or
+/// not: how long a refusal takes does not say whether there is something to be found.
 pub fn verify(
     scheme: Scheme,
-    secret: &Secret,
-    header: &str,
+    secrets: &[Option<Secret>; 2],
+    header: Option<&str>,
     now: Timestamp,
     body: &[u8],
 ) -> Result<String, BadSignature> {
-    if scheme == Scheme::Github {
-        let presented = header.trim().strip_prefix("sha256=").and_then(|text| hex::decode(text).ok());
-        let made = mac(secret, &[body]);
-        let same = presented.is_some_and(|presented| made.as_slice().ct_eq(&presented).into());
-        return if same { Ok(hex::encode(made)) } else { Err(BadSignature::Invalid) };
+    let Presented { seconds, signatures } = Presented::read(scheme, header.unwrap_or_default());
+    let signed: &[&[u8]] = if scheme.has_time() { &[seconds.as_bytes(), b".", body] } else { &[body] };
+    let nobodys = Secret::new("");
+    let mut valid = false;
+    for secret in secrets {
+        let made = mac(secret.as_ref().unwrap_or(&nobodys), signed);
+        for presented in &signatures {
+            valid |= bool::from(made.as_slice().ct_eq(presented)) & secret.is_some();
+        }
     }
-    let parts = || header.split(',').filter_map(|part| part.trim().split_once('='));
-    let seconds = parts().find(|(name, _)| *name == "t").map(|(_, value)| value).ok_or(BadSignature::Invalid)?;
-    let made = mac(secret, &[seconds.as_bytes(), b".", body]);
-    let presented = parts().filter(|(name, _)| *name == "v1").take(SIGNATURES_MAX);
-    let mut same = false;
-    for (_, value) in presented {
-        same |= hex::decode(value).is_ok_and(|presented| made.as_slice().ct_eq(&presented).into());
+    if !valid {
+        return Err(BadSignature::Invalid);
     }
-    let at = seconds.parse::<u64>().ok().filter(|_| same).ok_or(BadSignature::Invalid)?;
-    if at.saturating_mul(1000).abs_diff(now.as_millis()) > REPLAY_WINDOW_MS {
-        return Err(BadSignature::Expired);
+    if scheme.has_time() {
+        let at = seconds.parse::<u64>().map_err(|_| BadSignature::Invalid)?;
+        if at.saturating_mul(1000).abs_diff(now.as_millis()) > REPLAY_WINDOW_MS {
+            return Err(BadSignature::Expired);
+        }
     }
-    Ok(hex::encode(made))
+    let mut name = Sha256::new();
+    signed.iter().for_each(|part| name.update(part));
+    Ok(hex::encode(name.finalize()))
+}
+
+/// What a header says.
+struct Presented<'a> {
+    /// When the request was signed, as it is written.
+    seconds: &'a str,
+    signatures: Vec<Vec<u8>>,
+}
+
+impl<'a> Presented<'a> {
+    /// Whatever the header is: what cannot be read is not there.
+    fn read(scheme: Scheme, header: &'a str) -> Self {
+        if !scheme.has_time() {
+            let signature = header.trim().strip_prefix("sha256=").and_then(|text| hex::decode(text).ok());
+            return Self { seconds: "", signatures: signature.into_iter().collect() };
+        }
+        let parts = || header.split(',').filter_map(|part| part.trim().split_once('='));
+        let seconds = parts().find(|(name, _)| *name == "t").map_or("", |(_, value)| value);
+        let signatures = parts().filter(|(name, _)| *name == "v1").take(SIGNATURES_MAX);
+        Self { seconds, signatures: signatures.filter_map(|(_, value)| hex::decode(value).ok()).collect() }
+    }
 }
 
 fn mac(secret: &Secret, parts: &[&[u8]]) -> [u8; 32] {
@@ -92,27 +131,74 @@ mod tests {
 
     const NOW: Timestamp = Timestamp::from_millis(1_700_000_000_999);
 
+    fn one(secret: &str) -> [Option<Secret>; 2] {
+        [Some(Secret::new(secret)), None]
+    }
+
     #[test]
     fn what_is_signed_is_accepted_and_nothing_else() {
         let (secret, other) = (Secret::new("hunter2"), Secret::new("hunter3"));
         let header = sign(&secret, NOW, b"{}");
-        let check = |header: &str, body: &[u8]| verify(Scheme::Stepwell, &secret, header, NOW, body);
+        let check = |header: &str, body: &[u8]| verify(Scheme::Stepwell, &one("hunter2"), Some(header), NOW, body);
         assert!(check(&header, b"{}").is_ok());
         assert_eq!(check(&header, b"{} "), Err(BadSignature::Invalid));
         assert_eq!(check(&sign(&other, NOW, b"{}"), b"{}"), Err(BadSignature::Invalid));
         assert!(check(&format!("{header},v1=00"), b"{}").is_ok(), "one of several is enough");
+        assert!(check(&format!("v1=00,{header},v2=ff,,=,x"), b"{}").is_ok());
+        let hidden = format!("v1=00,v1=01,v1=02,v1=03,{header}");
+        assert_eq!(check(&hidden, b"{}"), Err(BadSignature::Invalid), "the fifth is not tried");
         let moved = header.replace("t=1700000000", "t=1700000001");
-        for bad in ["", "t=1", "v1=00", "t=1,v1=", "t=x,v1=00", &moved] {
+        let cut = &header[..header.len() - 2];
+        let longer = format!("{header}00");
+        let twice = format!("t=1700000001,{header}");
+        for bad in
+            ["", "t=1", "v1=00", "t=1,v1=", "t=x,v1=00", ",", "=", "t=,v1=", "\u{1f980}", &moved, cut, &longer, &twice]
+        {
             assert_eq!(check(bad, b"{}"), Err(BadSignature::Invalid), "{bad}");
         }
+        // Whoever has the secret can sign any time; what is none is not taken for one.
+        for seconds in ["", "x", "-1", "1e9", "18446744073709551616"] {
+            let made = mac(&secret, &[seconds.as_bytes(), b".", b"{}"]);
+            assert_eq!(check(&format!("t={seconds},v1={}", hex::encode(made)), b"{}"), Err(BadSignature::Invalid));
+        }
+        let never = mac(&secret, &[u64::MAX.to_string().as_bytes(), b".", b"{}"]);
+        let never = format!("t={},v1={}", u64::MAX, hex::encode(never));
+        assert_eq!(check(&never, b"{}"), Err(BadSignature::Expired));
+    }
+
+    #[test]
+    fn without_a_secret_nothing_is_accepted() {
+        for scheme in [Scheme::Stepwell, Scheme::Stripe] {
+            let header = sign(&Secret::new(""), NOW, b"{}");
+            assert_eq!(verify(scheme, &[None, None], Some(&header), NOW, b"{}"), Err(BadSignature::Invalid));
+            assert_eq!(verify(scheme, &one("hunter2"), None, NOW, b"{}"), Err(BadSignature::Invalid));
+        }
+        let header = format!("sha256={}", hex::encode(mac(&Secret::new(""), &[b"{}"])));
+        assert_eq!(verify(Scheme::Github, &[None, None], Some(&header), NOW, b"{}"), Err(BadSignature::Invalid));
+        assert_eq!(verify(Scheme::Github, &one("x"), Some("sha1=00"), NOW, b"{}"), Err(BadSignature::Invalid));
+    }
+
+    #[test]
+    fn two_secrets_are_in_use_while_one_is_replaced_and_the_request_stays_the_same() {
+        let (old, new) = (Secret::new("hunter2"), Secret::new("hunter3"));
+        let both = [Some(new.clone()), Some(old.clone())];
+        let name = |header: &str| verify(Scheme::Stripe, &both, Some(header), NOW, b"{}");
+        let (by_old, by_new) = (sign(&old, NOW, b"{}"), sign(&new, NOW, b"{}"));
+        let signed_twice = format!("{by_old},{}", by_new.split_once(',').unwrap().1);
+        // Whoever has seen a request that is signed twice may leave one signature out, and gains nothing.
+        assert!(name(&by_old).is_ok());
+        assert_eq!(name(&by_old), name(&by_new));
+        assert_eq!(name(&by_old), name(&signed_twice));
+        assert_eq!(name(&sign(&Secret::new("hunter4"), NOW, b"{}")), Err(BadSignature::Invalid));
+        let later = sign(&new, NOW.plus_millis(1_000), b"{}");
+        assert_ne!(name(&by_new), name(&later));
     }
 
     #[test]
     fn a_signature_is_good_for_five_minutes() {
-        let secret = Secret::new("hunter2");
-        let header = sign(&secret, NOW, b"");
+        let header = sign(&Secret::new("hunter2"), NOW, b"");
         let later = |ms: u64| Timestamp::from_millis(NOW.as_millis() - 999 + ms);
-        let at = |now| verify(Scheme::Stepwell, &secret, &header, now, b"");
+        let at = |now| verify(Scheme::Stepwell, &one("hunter2"), Some(&header), now, b"");
         assert!(at(later(REPLAY_WINDOW_MS)).is_ok());
         assert_eq!(at(later(REPLAY_WINDOW_MS + 1)), Err(BadSignature::Expired));
         assert_eq!(at(Timestamp::from_millis(NOW.as_millis() - REPLAY_WINDOW_MS - 1000)), Err(BadSignature::Expired));
@@ -121,9 +207,9 @@ mod tests {
     /// The example of the page on which GitHub describes the scheme.
     #[test]
     fn githubs_own_example_is_accepted() {
-        let secret = Secret::new("It's a Secret to Everybody");
+        let secrets = one("It's a Secret to Everybody");
         let header = "sha256=757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17";
-        assert!(verify(Scheme::Github, &secret, header, NOW, b"Hello, World!").is_ok());
-        assert_eq!(verify(Scheme::Github, &secret, header, NOW, b"Hello, World?"), Err(BadSignature::Invalid));
+        assert!(verify(Scheme::Github, &secrets, Some(header), NOW, b"Hello, World!").is_ok());
+        assert_eq!(verify(Scheme::Github, &secrets, Some(header), NOW, b"Hello, World?"), Err(BadSignature::Invalid));
     }
 }
