@@ -262,7 +262,11 @@ export interface paths {
         };
         get?: never;
         put?: never;
-        /** Sets off a trigger of the kind `webhook`. The request carries no API key, and a signature over its body. */
+        /**
+         * Sets off a trigger of the kind `webhook`. The request carries no API key, and a signature over its body. The same request
+         *     again is refused, and changes nothing. Who has no valid signature does not learn whether there is such a
+         *     tenant or trigger.
+         */
         post: operations["post_hooks_tenant_trigger"];
         delete?: never;
         options?: never;
@@ -731,6 +735,46 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/workflows/{name}/flow-control": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** A workflow's flow control. Empty when its runs go without limits. */
+        get: operations["get_workflows_name_flow_control"];
+        /**
+         * Sets a workflow's flow control, in place of what was set before. The numbers hold at once, for all runs that were
+         *     accepted under a flow control; keys and priorities hold for runs that are accepted from here on. It belongs to the
+         *     workflow and not to a version: a deployment leaves it as it is.
+         */
+        put: operations["put_workflows_name_flow_control"];
+        post?: never;
+        /** Lets a workflow's runs go without limits. Those in its queue start. */
+        delete: operations["delete_workflows_name_flow_control"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/workflows/{name}/flow-control/keys": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** What waits and executes of a workflow's runs, by key. Keys of which nothing does disappear after a while. */
+        get: operations["get_workflows_name_flow_control_keys"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/workflows/{name}/runs": {
         parameters: {
             query?: never;
@@ -977,6 +1021,19 @@ export interface components {
             /** @description Origins as browsers spell them, such as `https://app.example`, at most 64. No `*`. */
             origins: string[];
         };
+        /** @description How long a run waits for a later one. */
+        Debounce: {
+            /**
+             * Format: int32
+             * @description From the first run on, no later one is put off for longer than this. Without it, there is no end to it.
+             */
+            at_most_seconds?: number | null;
+            /**
+             * Format: int32
+             * @description Each run waits so long, 1 second to 7 days.
+             */
+            seconds: number;
+        };
         /** @description Something that a webhook was not told yet. */
         Delivery: {
             /**
@@ -1147,6 +1204,47 @@ export interface components {
             /** @description Their workflow. */
             workflow: string;
         };
+        /**
+         * @description What of a workflow runs at once, and how fast its runs start. All of it holds for each key by itself; what is left out
+         *     is without limit.
+         */
+        FlowControl: {
+            /**
+             * Format: int32
+             * @description Steps that execute at once, 1 to 1,000,000. A step that is suspended does not count.
+             */
+            concurrency?: number | null;
+            debounce?: components["schemas"]["Debounce"] | null;
+            /**
+             * @description A jq expression on a run's input, such as `.account`. Runs with the same value count together; without one all runs
+             *     of the workflow do.
+             */
+            key?: string | null;
+            /**
+             * @description A jq expression on a run's input for its priority, an integer from -1000 to 1000. Of the queued runs with a key, those
+             *     with the highest start first, and of these the oldest. Without one it is 0.
+             */
+            priority?: string | null;
+            rate_limit?: components["schemas"]["Pace"] | null;
+            throttle?: components["schemas"]["Pace"] | null;
+        };
+        /** @description What waits and executes of the runs with one key. */
+        FlowKey: {
+            /** @description The key. */
+            key: string;
+            /** @description When the next run starts, where that is a matter of time and not of a step's end. */
+            next_start_at?: string | null;
+            /**
+             * Format: int64
+             * @description Runs that have not started.
+             */
+            queued: number;
+            /**
+             * Format: int32
+             * @description Steps that execute at this moment.
+             */
+            running: number;
+        };
         /** @description One thing that is wrong with a graph. */
         GraphProblem: {
             /** @description A stable identifier. */
@@ -1246,6 +1344,8 @@ export interface components {
             /** @description `cron`, `webhook` or `event`. */
             kind: components["schemas"]["TriggerKind"];
             missed?: components["schemas"]["MissedPolicy"] | null;
+            /** @description `webhook`: the name of another secret that they may be signed with, while the sender changes over to a new one. */
+            previous_secret?: string | null;
             /** @description `cron`: five fields (minute, hour, day of the month, month, day of the week), or six with seconds first. */
             schedule?: string | null;
             scheme?: components["schemas"]["SignatureScheme"] | null;
@@ -1269,6 +1369,24 @@ export interface components {
             url: string;
             /** @description The workflows whose runs it is told of; all when it is left out. */
             workflows?: string[] | null;
+        };
+        /** @description So many in a period. */
+        Pace: {
+            /**
+             * Format: int32
+             * @description How many at once after a pause; when it is left out 1 for `throttle`, and `limit` for `rate_limit`.
+             */
+            burst?: number | null;
+            /**
+             * Format: int32
+             * @description How many in a period, 1 to 1,000,000, spread evenly.
+             */
+            limit: number;
+            /**
+             * Format: int32
+             * @description The period, 1 second to 7 days.
+             */
+            period_seconds: number;
         };
         /** @description Where a list goes on. */
         PageInfo: {
@@ -1558,6 +1676,28 @@ export interface components {
             page: components["schemas"]["PageInfo"];
         };
         /** @description A list, or a part of one. */
+        Page_FlowKey: {
+            /** @description The entries. */
+            data: {
+                /** @description The key. */
+                key: string;
+                /** @description When the next run starts, where that is a matter of time and not of a step's end. */
+                next_start_at?: string | null;
+                /**
+                 * Format: int64
+                 * @description Runs that have not started.
+                 */
+                queued: number;
+                /**
+                 * Format: int32
+                 * @description Steps that execute at this moment.
+                 */
+                running: number;
+            }[];
+            /** @description Where it goes on. */
+            page: components["schemas"]["PageInfo"];
+        };
+        /** @description A list, or a part of one. */
         Page_Provider: {
             /** @description The entries. */
             data: {
@@ -1592,14 +1732,23 @@ export interface components {
                 failure?: components["schemas"]["FailureBody"] | null;
                 /** @description The code of the failure, for a run that failed. */
                 failure_code?: string | null;
+                /** @description Its key in its workflow's flow control. */
+                flow_key?: string | null;
                 /** @description Its id, a UUID. */
                 id: string;
                 /** @description Its input. Not in lists. */
                 input?: Record<string, never>;
+                /** @description It waits until then for a later run to take its place. */
+                not_before?: string | null;
                 /** @description Its output, once it has completed. Not in lists. */
                 output?: Record<string, never>;
                 /** @description The run that started it as a child. */
                 parent?: string;
+                /**
+                 * Format: int32
+                 * @description Its priority there.
+                 */
+                priority?: number | null;
                 /** @description The run that it repeats. */
                 rerun_of?: string;
                 /** @description When its first steps became due. */
@@ -1735,6 +1884,8 @@ export interface components {
                 next_fire_times?: string[] | null;
                 /** @description Where they go. */
                 path?: string | null;
+                /** @description The name of another that they may be signed with. */
+                previous_secret?: string | null;
                 /** @description When it fires. */
                 schedule?: string | null;
                 scheme?: components["schemas"]["SignatureScheme"] | null;
@@ -1897,14 +2048,23 @@ export interface components {
             failure?: components["schemas"]["FailureBody"] | null;
             /** @description The code of the failure, for a run that failed. */
             failure_code?: string | null;
+            /** @description Its key in its workflow's flow control. */
+            flow_key?: string | null;
             /** @description Its id, a UUID. */
             id: string;
             /** @description Its input. Not in lists. */
             input?: Record<string, never>;
+            /** @description It waits until then for a later run to take its place. */
+            not_before?: string | null;
             /** @description Its output, once it has completed. Not in lists. */
             output?: Record<string, never>;
             /** @description The run that started it as a child. */
             parent?: string;
+            /**
+             * Format: int32
+             * @description Its priority there.
+             */
+            priority?: number | null;
             /** @description The run that it repeats. */
             rerun_of?: string;
             /** @description When its first steps became due. */
@@ -2058,6 +2218,8 @@ export interface components {
             next_fire_times?: string[] | null;
             /** @description Where they go. */
             path?: string | null;
+            /** @description The name of another that they may be signed with. */
+            previous_secret?: string | null;
             /** @description When it fires. */
             schedule?: string | null;
             scheme?: components["schemas"]["SignatureScheme"] | null;
@@ -2787,7 +2949,7 @@ export interface operations {
                     "application/json": components["schemas"]["Problem"];
                 };
             };
-            /** @description `unknown_trigger`, `unknown_run` */
+            /** @description `unknown_run` */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -3678,7 +3840,12 @@ export interface operations {
     };
     get_triggers: {
         parameters: {
-            query?: never;
+            query?: {
+                /** @description Where the last page ended. */
+                cursor?: string;
+                /** @description Triggers on the page, 1 to 500; 100 when it is left out. Large ones make a page shorter. */
+                limit?: number;
+            };
             header?: never;
             path?: never;
             cookie?: never;
@@ -3691,6 +3858,15 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["Page_Trigger"];
+                };
+            };
+            /** @description `invalid_query` */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
                 };
             };
         };
@@ -3760,7 +3936,7 @@ export interface operations {
                     "application/json": components["schemas"]["Problem"];
                 };
             };
-            /** @description `invalid_name`, `invalid_json`, `invalid_body`, `invalid_schedule`, `invalid_expression` (with `field`), `unknown_workflow`, `unknown_version`, `unknown_secret`, `too_many` */
+            /** @description `invalid_name`, `invalid_json`, `invalid_body`, `invalid_schedule`, `unknown_time_zone`, `schedule_never_fires`, `invalid_expression` (with `field`), `unknown_workflow`, `unknown_version`, `unknown_secret`, `too_many` */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -4057,6 +4233,147 @@ export interface operations {
             };
         };
     };
+    get_workflows_name_flow_control: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The workflow's name. */
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["FlowControl"];
+                };
+            };
+            /** @description `unknown_workflow` */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    put_workflows_name_flow_control: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The workflow's name. */
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["FlowControl"];
+            };
+        };
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["FlowControl"];
+                };
+            };
+            /** @description `unknown_workflow` */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `invalid_json`, `invalid_body`, `invalid_expression` */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    delete_workflows_name_flow_control: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The workflow's name. */
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description There is none any more. */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description `unknown_workflow` */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    get_workflows_name_flow_control_keys: {
+        parameters: {
+            query?: {
+                /** @description Where the last page ended. */
+                cursor?: string;
+                /** @description Keys on the page, 1 to 500; 100 when it is left out. */
+                limit?: number;
+            };
+            header?: never;
+            path: {
+                /** @description The workflow's name. */
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Page_FlowKey"];
+                };
+            };
+            /** @description `unknown_workflow` */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
     post_workflows_name_runs: {
         parameters: {
             query?: never;
@@ -4116,8 +4433,17 @@ export interface operations {
                     "application/json": components["schemas"]["Problem"];
                 };
             };
-            /** @description `invalid_json`, `invalid_body`, `invalid_input` (with `problems` where the workflow has a schema), `input_not_checked`, `idempotency_mismatch`, `invalid_correlation` */
+            /** @description `invalid_json`, `invalid_body`, `invalid_input` (with `problems` where the workflow has a schema), `input_not_checked`, `idempotency_mismatch`, `invalid_correlation`, `flow_control_failed` (an expression of the workflow's flow control has no usable value for the input) */
             422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `rate_limited`: by the workflow's flow control; `Retry-After` says for how long */
+            429: {
                 headers: {
                     [name: string]: unknown;
                 };
