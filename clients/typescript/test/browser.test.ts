@@ -86,14 +86,15 @@ const shown = (page: Page): Promise<Shown> =>
 
 /**
  * Takes the network away from a page until it has felt it. Chromium's offline mode refuses new connections and leaves open
- * streams alone, so the proxy cuts those, and lets nobody through.
+ * streams alone, so the proxy cuts those, and lets nobody through. A page that goes on by pages may be between two of them,
+ * and then there is nothing to cut.
  */
-async function outage(proxy: Proxy, felt: () => Promise<unknown>): Promise<void> {
+async function outage(proxy: Proxy, felt: () => Promise<unknown>, hasStream = true): Promise<void> {
   const died = proxy.died;
   await context?.setOffline(true);
   proxy.down();
   await felt();
-  expect(proxy.died).toBeGreaterThan(died);
+  if (hasStream) expect(proxy.died).toBeGreaterThan(died);
   proxy.up();
   await context?.setOffline(false);
 }
@@ -303,7 +304,7 @@ describe("the client, in a browser of another origin", () => {
       };
       await more();
       const lost = await told(page, false);
-      await outage(proxy, () => eventually("the outage to be felt", async () => ((await told(page, false)) > lost ? true : undefined)));
+      await outage(proxy, () => eventually("the outage to be felt", async () => ((await told(page, false)) > lost ? true : undefined)), !("holds" in torture));
       await more();
       await isUnderWay(run.id);
       const died = proxy.died;
