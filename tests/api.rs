@@ -249,7 +249,9 @@ async fn events_have_the_fields_that_the_description_names() {
     }
     let mut described: std::collections::HashSet<String> = described.keys().cloned().collect();
     // What only workflows show that wait for something or have children.
-    for field in ["parent", "woke", "deadline", "pauses", "signal_seq", "child", "child_status", "signal"] {
+    let of_waits = ["parent", "woke", "deadline", "pauses", "signal_seq", "child", "child_status", "signal"];
+    // And shadows.
+    for field in of_waits.into_iter().chain(["shadow_of", "live"]) {
         assert!(described.remove(field), "{field}");
     }
     let undescribed: Vec<&String> = seen.difference(&described).collect();

@@ -67,7 +67,7 @@ impl Host {
             graph: inspected.graph,
             is_of_document: false,
         };
-        host.journal.put_version(&host.tenant, &host.workflow, record, component).await.unwrap();
+        host.journal.put_version(&host.tenant, &host.workflow, record, component, true).await.unwrap();
         host
     }
 

@@ -216,6 +216,7 @@ fn first_events() -> Vec<Event> {
             input: json("1"),
             parent: None,
             rerun_of: None,
+            shadow_of: None,
             place: None,
         },
         Event::RunStarted { deadline: None },

@@ -23,6 +23,7 @@ mod hostile;
 mod journal;
 mod outside;
 mod reference;
+mod shadow;
 mod streams;
 mod support;
 mod tenancy;

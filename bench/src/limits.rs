@@ -134,6 +134,7 @@ async fn append_for(journal: &RedbJournal, duration: Duration) -> anyhow::Result
         input: input.clone(),
         parent: None,
         rerun_of: None,
+        shadow_of: None,
         place: None,
     }];
     let summary = RunSummary::after(None, 1, at, &queued);

@@ -213,6 +213,7 @@ fn batch(version: Digest, stand: Stand) -> anyhow::Result<Batch> {
             input: Payload::Inline(Json::parse(script.to_owned())?),
             parent: None,
             rerun_of: None,
+            shadow_of: None,
             place: None,
         },
         Event::RunStarted { deadline: Some(deadline) },

@@ -49,6 +49,11 @@ impl Permits {
         Some(Permit { _tenant: tenant, _all: self.all.clone().try_acquire_owned().ok()? })
     }
 
+    /// Whether there is a permit at once.
+    pub(crate) fn has_room(&self, tenant: &TenantId) -> bool {
+        self.all.available_permits() > 0 && self.tenant(tenant).available_permits() > 0
+    }
+
     /// Permits that nobody holds.
     pub(crate) fn free(&self) -> usize {
         self.all.available_permits()

@@ -316,7 +316,7 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** The tenant's runs, newest first. */
+        /** The tenant's runs, newest first; shadows only when they are asked for. */
         get: operations["get_runs"];
         put?: never;
         post?: never;
@@ -775,6 +775,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/workflows/{name}/promote": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Makes a version the one that new runs get: cuts over to one that was only stored, or goes back to an older one. Runs under
+         *     way keep theirs.
+         */
+        post: operations["post_workflows_name_promote"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/workflows/{name}/runs": {
         parameters: {
             query?: never;
@@ -786,6 +806,49 @@ export interface paths {
         put?: never;
         /** Starts a run. When this answers, the run is on disk. */
         post: operations["post_workflows_name_runs"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/workflows/{name}/shadow": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** What of a workflow is shadowed. */
+        get: operations["get_workflows_name_shadow"];
+        /**
+         * Has a share of a workflow's starts shadowed: when such a run has ended, another version is run with the same input, and the
+         *     two are compared. Runs that were started before are not shadowed, nor are children, reruns, cancelled runs, and runs that
+         *     had this version anyway.
+         */
+        put: operations["put_workflows_name_shadow"];
+        post?: never;
+        /** Shadows nothing of a workflow any more. Shadows under way go on, and the report stays. */
+        delete: operations["delete_workflows_name_shadow"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/workflows/{name}/shadow/report": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Runs of a workflow and their shadows, the latest run first, and all of them in numbers. What was compared stays as long as
+         *     the run does.
+         */
+        get: operations["get_workflows_name_shadow_report"];
+        put?: never;
+        post?: never;
         delete?: never;
         options?: never;
         head?: never;
@@ -944,6 +1007,8 @@ export interface components {
             rerun_version?: string | null;
             /** @description These runs, at most 500. */
             runs?: string[] | null;
+            /** @description Whether shadows are among them; they are not when it is left out, unless they are named. */
+            shadows?: boolean | null;
             /** @description Runs with this status. */
             status?: string | null;
             /** @description Runs of this version. */
@@ -1113,6 +1178,8 @@ export interface components {
             last_seq?: number | null;
             /** @description `step.log`: `debug`, `info`, `warn` or `error`. */
             level?: string | null;
+            /** @description `run.queued` of a shadow: whether it makes calls that are not on record. */
+            live?: boolean | null;
             /** @description `step.artifact`: its media type. */
             media_type?: string | null;
             /** @description `step.log`: the line. */
@@ -1145,6 +1212,8 @@ export interface components {
             seq: number;
             /** @description `step.artifact`: SHA-256 of its content. */
             sha256?: string | null;
+            /** @description `run.queued`: the run that it shadows. */
+            shadow_of?: string | null;
             /** @description `step.suspended`: the signal that is waited for. */
             signal?: string | null;
             /**
@@ -1263,6 +1332,24 @@ export interface components {
          * @enum {string}
          */
         MissedPolicy: "skip" | "run_once" | "run_all";
+        /** @description What models read and wrote for a run. A number is missing when no model has said it. */
+        ModelUsage: {
+            /**
+             * Format: int64
+             * @description Millionths of a US dollar.
+             */
+            cost_micros?: number | null;
+            /**
+             * Format: int64
+             * @description Tokens that they read.
+             */
+            input_tokens?: number | null;
+            /**
+             * Format: int64
+             * @description Tokens that they wrote.
+             */
+            output_tokens?: number | null;
+        };
         /** @description An event to be sent. */
         NewEvent: {
             /** @description Any JSON; `null` when it is left out. */
@@ -1307,6 +1394,18 @@ export interface components {
             hosts?: string[];
             /** @description The secret, at most 16 KiB. */
             value: string;
+        };
+        /** @description What sets up shadow runs. */
+        NewShadow: {
+            /** @description What becomes of a shadow's requests and questions to models that are not on record; `replay` when it is left out. */
+            outbound?: components["schemas"]["ShadowOutbound"];
+            /**
+             * Format: double
+             * @description Percent of starts that are shadowed: above 0, at most 100, in steps of 0.0001.
+             */
+            share: number;
+            /** @description The version that shadows run: one of the workflow's. */
+            version: string;
         };
         /** @description What creates a tenant. */
         NewTenant: {
@@ -1589,6 +1688,8 @@ export interface components {
                 last_seq?: number | null;
                 /** @description `step.log`: `debug`, `info`, `warn` or `error`. */
                 level?: string | null;
+                /** @description `run.queued` of a shadow: whether it makes calls that are not on record. */
+                live?: boolean | null;
                 /** @description `step.artifact`: its media type. */
                 media_type?: string | null;
                 /** @description `step.log`: the line. */
@@ -1621,6 +1722,8 @@ export interface components {
                 seq: number;
                 /** @description `step.artifact`: SHA-256 of its content. */
                 sha256?: string | null;
+                /** @description `run.queued`: the run that it shadows. */
+                shadow_of?: string | null;
                 /** @description `step.suspended`: the signal that is waited for. */
                 signal?: string | null;
                 /**
@@ -1751,6 +1854,8 @@ export interface components {
                 priority?: number | null;
                 /** @description The run that it repeats. */
                 rerun_of?: string;
+                /** @description The run that it shadows: it has the same input and another version, and is not in lists unless they ask for it. */
+                shadow_of?: string;
                 /** @description When its first steps became due. */
                 started_at?: string | null;
                 /**
@@ -2001,6 +2106,11 @@ export interface components {
             /** @description `urn:stepwell:problem:` and the code. */
             type: string;
         };
+        /** @description What promotes a version. */
+        PromoteBody: {
+            /** @description The version: one of the workflow's. */
+            version: string;
+        };
         /** @description A provider. */
         Provider: {
             /** @description Where it is. */
@@ -2067,6 +2177,8 @@ export interface components {
             priority?: number | null;
             /** @description The run that it repeats. */
             rerun_of?: string;
+            /** @description The run that it shadows: it has the same input and another version, and is not in lists unless they ask for it. */
+            shadow_of?: string;
             /** @description When its first steps became due. */
             started_at?: string | null;
             /**
@@ -2101,6 +2213,143 @@ export interface components {
             /** @description What each trigger of the event did. */
             triggers: components["schemas"]["ActedBody"][];
         };
+        /** @description What of a workflow is shadowed. */
+        ShadowBody: {
+            /** @description What becomes of a shadow's requests and questions to models that are not on record. */
+            outbound: components["schemas"]["ShadowOutbound"];
+            /**
+             * Format: double
+             * @description Percent of starts that are shadowed.
+             */
+            share: number;
+            /** @description When it was set to this. Runs that were started before are not shadowed. */
+            since: string;
+            /** @description The version that shadows run. */
+            version: string;
+            /** @description What to know about it. */
+            warning?: string | null;
+            /** @description The workflow. */
+            workflow: string;
+        };
+        /**
+         * @description What becomes of a shadow's requests and questions to models that are not on the record of the run that it shadows.
+         * @enum {string}
+         */
+        ShadowOutbound: "replay" | "live";
+        /** @description A run and its shadow. */
+        ShadowPair: {
+            /** @description Where they first differ, as a JSON pointer; empty for the whole. */
+            differs_at?: string | null;
+            /** @description Whether the outputs are the same JSON, if both have completed: numbers by value, keys in any order. */
+            output_equal?: boolean | null;
+            problem?: components["schemas"]["ShadowProblem"] | null;
+            /** @description The run. */
+            run: components["schemas"]["ShadowSide"];
+            /** @description Its shadow. */
+            shadow: components["schemas"]["ShadowSide"];
+            /** @description What it comes to. */
+            verdict: components["schemas"]["ShadowVerdict"];
+        };
+        /** @description Why there is no shadow. */
+        ShadowProblem: {
+            /** @description A stable identifier. */
+            code: string;
+            /** @description A sentence for people. */
+            message: string;
+        };
+        /** @description Runs and their shadows, the latest run first. */
+        ShadowReport: {
+            /** @description The pairs of this page. */
+            data: components["schemas"]["ShadowPair"][];
+            /** @description Where it goes on. */
+            page: components["schemas"]["PageInfo"];
+            /** @description All pairs of this version in numbers. */
+            totals: components["schemas"]["ShadowTotals"];
+            /** @description The version that the shadows run; missing when nothing was ever shadowed. */
+            version?: string | null;
+            /** @description The workflow. */
+            workflow: string;
+        };
+        /** @description One of the two. */
+        ShadowSide: components["schemas"]["ModelUsage"] & {
+            /**
+             * Format: int64
+             * @description From its first steps to its end. A shadow is answered from the record, so it waits for nobody.
+             */
+            duration_ms?: number | null;
+            /** @description The node that failed. */
+            failed_node?: string | null;
+            /** @description Why it has failed. */
+            failure_code?: string | null;
+            /**
+             * Format: int64
+             * @description Metered instructions of all attempts, once they were compared.
+             */
+            fuel_used?: number | null;
+            /** @description The run's id. That of a shadow is there before the shadow is. */
+            id: string;
+            /** @description Where it stands; missing while it is not there. */
+            status?: string | null;
+        };
+        /** @description Many pairs in numbers. */
+        ShadowTotals: {
+            /**
+             * Format: int64
+             * @description Those of which both have ended and say something: the next four together.
+             */
+            compared: number;
+            /**
+             * Format: int64
+             * @description Both completed with different outputs, or failed with different codes.
+             */
+            different: number;
+            /**
+             * Format: int64
+             * @description Both completed with the same output, or failed with the same code.
+             */
+            equal: number;
+            /**
+             * Format: double
+             * @description Of the pairs that were compared: instructions of the shadows for each one of the runs.
+             */
+            fuel_ratio?: number | null;
+            /**
+             * Format: int64
+             * @description The shadow was cancelled, or never started.
+             */
+            not_compared: number;
+            /**
+             * Format: int64
+             * @description All of them.
+             */
+            pairs: number;
+            /**
+             * Format: int64
+             * @description The shadow has not ended.
+             */
+            pending: number;
+            /**
+             * Format: int64
+             * @description The run failed and its shadow completed.
+             */
+            primary_failed_only: number;
+            /** @description Of the pairs that were compared: what models did for the runs. */
+            primary_usage: components["schemas"]["ModelUsage"];
+            /**
+             * Format: int64
+             * @description The run completed and its shadow failed.
+             */
+            shadow_failed_only: number;
+            /** @description The same for the shadows. */
+            shadow_usage: components["schemas"]["ModelUsage"];
+            /** @description There are more: the latest 10,000 are counted. */
+            truncated: boolean;
+        };
+        /**
+         * @description What a pair comes to.
+         * @enum {string}
+         */
+        ShadowVerdict: "equal" | "different" | "primary_failed_only" | "shadow_failed_only" | "not_compared" | "pending";
         /** @description A signal that a trigger sends. */
         SignalAction: {
             /** @description An expression for what the runs were started with as `Stepwell-Correlation`. */
@@ -2836,6 +3085,8 @@ export interface operations {
             query?: {
                 /** @description Only those of this workflow. */
                 workflow?: string;
+                /** @description Whether shadows count; they do not when it is left out. */
+                shadows?: boolean;
             };
             header?: never;
             path?: never;
@@ -3085,6 +3336,10 @@ export interface operations {
                 parent?: string;
                 /** @description Only runs that repeat this one. */
                 rerun_of?: string;
+                /** @description Only shadows of this run. */
+                shadow_of?: string;
+                /** @description Whether shadows are among the runs; they are not when it is left out. */
+                shadows?: boolean;
                 /** @description Only runs that failed with this code. */
                 failure_code?: string;
                 /** @description Only runs that failed at this node. */
@@ -3390,7 +3645,7 @@ export interface operations {
                     "application/json": components["schemas"]["Problem"];
                 };
             };
-            /** @description `run_deleted` */
+            /** @description `run_deleted`, `run_is_shadow` */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -4374,6 +4629,51 @@ export interface operations {
             };
         };
     };
+    post_workflows_name_promote: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The workflow's name. */
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["PromoteBody"];
+            };
+        };
+        responses: {
+            /** @description New runs get it. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["WorkflowBody"];
+                };
+            };
+            /** @description `unknown_workflow`, `unknown_version` */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `invalid_body`, `invalid_json` */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
     post_workflows_name_runs: {
         parameters: {
             query?: never;
@@ -4462,6 +4762,170 @@ export interface operations {
             };
         };
     };
+    get_workflows_name_shadow: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The workflow's name. */
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ShadowBody"];
+                };
+            };
+            /** @description `unknown_workflow`, `no_shadow` */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    put_workflows_name_shadow: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The workflow's name. */
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["NewShadow"];
+            };
+        };
+        responses: {
+            /** @description From now on. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ShadowBody"];
+                };
+            };
+            /** @description `unknown_workflow`, `unknown_version` */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `too_large` */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `invalid_share`, `invalid_body`, `invalid_json` */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    delete_workflows_name_shadow: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The workflow's name. */
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Nothing is shadowed. */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description `unknown_workflow`, `no_shadow` */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    get_workflows_name_shadow_report: {
+        parameters: {
+            query?: {
+                /** @description The version of the shadows; that of the setting when it is left out, and without one that of the latest shadow. */
+                version?: string;
+                /** @description Only pairs that come to this. */
+                verdict?: components["schemas"]["ShadowVerdict"];
+                /** @description Where the last page ended. */
+                cursor?: string;
+                /** @description Pairs on the page, 1 to 500; 50 when it is left out. */
+                limit?: number;
+            };
+            header?: never;
+            path: {
+                /** @description The workflow's name. */
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ShadowReport"];
+                };
+            };
+            /** @description `invalid_query` */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `unknown_workflow` */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
     get_workflows_name_versions: {
         parameters: {
             query?: never;
@@ -4495,7 +4959,13 @@ export interface operations {
     };
     post_workflows_name_versions: {
         parameters: {
-            query?: never;
+            query?: {
+                /**
+                 * @description `false` stores the version and lets new runs get the one that they got before, until this one is promoted. A workflow's
+                 *     first version is the one that new runs get in any case.
+                 */
+                promote?: boolean;
+            };
             header?: never;
             path: {
                 /** @description The workflow's name. */
@@ -4518,6 +4988,15 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["VersionBody"];
+                };
+            };
+            /** @description `invalid_query` */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
                 };
             };
             /** @description `too_large` */

@@ -4,7 +4,9 @@
 //! now, whether the run has ended) is the fold's to say: [`Run::follow`] takes them in and returns the whole, which belongs
 //! into one append. A step's result and the scheduling of its successors are one fact on disk or none.
 
-use crate::event::{ChildEnd, ChildRef, Event, LogLevel, ParentRef, RerunRef, SuspendReason, WaitingCall, Woke};
+use crate::event::{
+    ChildEnd, ChildRef, Event, LogLevel, ParentRef, RerunRef, ShadowRef, SuspendReason, WaitingCall, Woke,
+};
 use crate::failure::{Failure, FailureKind, INTERRUPTED};
 use crate::flow::FlowPlace;
 use crate::graph::{NodeIndex, ScopeKind};
@@ -31,6 +33,8 @@ pub enum Input {
         parent: Option<ParentRef>,
         /// The run that it repeats.
         rerun_of: Option<RerunRef>,
+        /// The run that it shadows.
+        shadow_of: Option<ShadowRef>,
         /// Results of that run that count in this one.
         taken_over: Vec<TakenOver>,
         /// Its place in its workflow's flow control.
@@ -245,11 +249,12 @@ impl Run {
             return Err(Refusal::Ended(status));
         }
         match input {
-            Input::Queue { workflow, version, input, parent, rerun_of, taken_over, place } => {
+            Input::Queue { workflow, version, input, parent, rerun_of, shadow_of, taken_over, place } => {
                 if self.status.is_some() {
                     return Err(Refusal::OutOfPlace);
                 }
-                let mut events = vec![Event::RunQueued { workflow, version, input, parent, rerun_of, place }];
+                let mut events =
+                    vec![Event::RunQueued { workflow, version, input, parent, rerun_of, shadow_of, place }];
                 events.extend(taken_over.into_iter().map(|TakenOver { step, output, labels }| Event::StepTakenOver {
                     step,
                     output,

@@ -29,6 +29,9 @@ pub enum Event {
         /// The run that this one repeats.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         rerun_of: Option<RerunRef>,
+        /// The run that this one shadows: it has the same input, and another version.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        shadow_of: Option<ShadowRef>,
         /// Its place in its workflow's flow control.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         place: Option<FlowPlace>,
@@ -279,6 +282,16 @@ pub struct RerunRef {
     /// The step that it is repeated from; `None` from the start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from_step: Option<StepId>,
+}
+
+/// The run that another one shadows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShadowRef {
+    /// The run.
+    pub run: RunId,
+    /// Whether requests and questions that are not on that run's record are made all the same.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub live: bool,
 }
 
 /// A run that a step has started.
@@ -535,5 +548,22 @@ mod tests {
         assert_eq!(stored, Event::KINDS.iter().copied().collect());
         assert_eq!(stored.len(), Event::KINDS.len());
         assert!(Event::KINDS.contains(&Event::RunStarted { deadline: None }.kind()));
+    }
+
+    /// What was written before there were shadows reads, and what is no shadow is still written as it was.
+    #[test]
+    fn a_run_that_shadows_nothing_is_stored_as_it_was_before_there_were_shadows() {
+        let version = "ab".repeat(32);
+        let stored = format!(r#"{{"run.queued":{{"workflow":"w","version":"{version}","input":{{"inline":1}}}}}}"#);
+        let read: Event = serde_json::from_str(&stored).unwrap();
+        assert!(matches!(read, Event::RunQueued { shadow_of: None, .. }));
+        assert_eq!(serde_json::to_string(&read).unwrap(), stored);
+        let run = RunId::from_bytes([7; 16]);
+        for (live, suffix) in [(false, ""), (true, r#","live":true"#)] {
+            let shadow_of = ShadowRef { run, live };
+            let stored = serde_json::to_string(&shadow_of).unwrap();
+            assert_eq!(stored, format!(r#"{{"run":"{run}"{suffix}}}"#));
+            assert_eq!(serde_json::from_str::<ShadowRef>(&stored).unwrap(), shadow_of);
+        }
     }
 }

@@ -26,6 +26,7 @@
 //! Recovery is: read, apply everything, do what is [owed](run::Run::owed).
 
 pub mod decide;
+pub mod difference;
 pub mod effect;
 pub mod event;
 pub mod failure;

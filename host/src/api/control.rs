@@ -16,7 +16,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::App;
 use super::auth::{Segments, Tenant};
 use super::problem::{self, Problem, ProblemBody};
-use super::runs::{LIMIT_MAX, REASON_BYTES_MAX, SMALL_BYTES_MAX, idempotency_text, limit, query};
+use super::runs::{LIMIT_MAX, REASON_BYTES_MAX, SMALL_BYTES_MAX, idempotency_text, limit, query, shown};
 use super::wire::{Page, PageInfo, RunBody, SignalBody};
 use crate::driver::{ControlError, Rerun};
 use crate::journal::{IdempotencyKey, Journal, RunFilter};
@@ -201,7 +201,7 @@ pub(super) struct RerunBody<'a> {
     responses(
         (status = 202, description = "The new run is accepted.", body = RunBody),
         (status = 404, description = "`unknown_run`, `unknown_version`", body = ProblemBody),
-        (status = 409, description = "`run_deleted`", body = ProblemBody),
+        (status = 409, description = "`run_deleted`, `run_is_shadow`", body = ProblemBody),
         (status = 422, description = "`unknown_step`, `step_did_not_run`, `step_in_scope` (with `opener`), `invalid_input`, `invalid_body`, `idempotency_mismatch`", body = ProblemBody),
     ))]
 pub(super) async fn rerun(
@@ -277,6 +277,8 @@ pub(super) struct BulkBody {
     /// Runs that failed at this node.
     #[schema(value_type = Option<String>)]
     failed_node: Option<NodeId>,
+    /// Whether shadows are among them; they are not when it is left out, unless they are named.
+    shadows: Option<bool>,
     /// Where the last request ended.
     cursor: Option<String>,
     /// Runs that are changed at most, 1 to 500; 500 when it is left out.
@@ -339,6 +341,7 @@ fn select(
         failure_code: failure_code.clone(),
         failed_node: failed_node.clone(),
         before,
+        shadows: shown(body.shadows),
         ..RunFilter::default()
     };
     let mut found = Vec::new();
@@ -446,6 +449,8 @@ pub(super) struct FailuresQuery {
     /// Only those of this workflow.
     #[param(value_type = Option<String>)]
     workflow: Option<WorkflowName>,
+    /// Whether shadows count; they do not when it is left out.
+    shadows: Option<bool>,
 }
 
 /// The tenant's failed runs, grouped by workflow, node and code, the latest first: of the last 100,000 runs, at most 200
@@ -457,9 +462,10 @@ pub(super) async fn failures(
     tenant: Tenant,
     asked: Result<Query<FailuresQuery>, axum::extract::rejection::QueryRejection>,
 ) -> Result<Answer<Page<FailureGroup>>, Problem> {
-    let FailuresQuery { workflow } = query(asked)?;
+    let FailuresQuery { workflow, shadows } = query(asked)?;
     let gather = move || {
-        let mut filter = RunFilter { workflow, status: Some(RunStatus::Failed), ..RunFilter::default() };
+        let shadows = shown(shadows);
+        let mut filter = RunFilter { workflow, status: Some(RunStatus::Failed), shadows, ..RunFilter::default() };
         let mut order = Vec::new();
         // Newest first, so that a group stands where its latest run does.
         let mut groups: HashMap<_, FailureGroup> = HashMap::new();

@@ -19,6 +19,7 @@ mod providers;
 mod runs;
 mod secrets;
 mod settings;
+mod shadows;
 mod sse;
 mod stream_tokens;
 mod triggers;
@@ -86,11 +87,14 @@ pub fn router(app: App) -> Router {
         .route("/v1/workflows", get(workflows::list))
         .route("/v1/workflows/{name}", get(workflows::get))
         .route("/v1/workflows/{name}/versions", get(workflows::versions).post(workflows::deploy))
+        .route("/v1/workflows/{name}/promote", post(workflows::promote))
         .route("/v1/workflows/{name}/versions/{version}", get(workflows::version))
         .route("/v1/workflows/{name}/versions/{version}/document", get(workflows::document))
         .route("/v1/graphs/validate", post(workflows::validate))
         .route("/v1/schemas/graph.json", get(workflows::graph_schema))
         .route("/v1/workflows/{name}/runs", post(runs::start))
+        .route("/v1/workflows/{name}/shadow", get(shadows::get).put(shadows::put).delete(shadows::delete))
+        .route("/v1/workflows/{name}/shadow/report", get(shadows::report))
         .route("/v1/workflows/{name}/flow-control", get(flow::get).put(flow::put).delete(flow::delete))
         .route("/v1/workflows/{name}/flow-control/keys", get(flow::keys))
         .route("/v1/runs", get(runs::list))

@@ -6,8 +6,8 @@ use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement
 use utoipa::{Modify, OpenApi};
 
 use super::{
-    admin, artifacts, channels, control, events, flow, providers, runs, secrets, settings, stream_tokens, triggers,
-    webhooks, wire, workflows,
+    admin, artifacts, channels, control, events, flow, providers, runs, secrets, settings, shadows, stream_tokens,
+    triggers, webhooks, wire, workflows,
 };
 
 #[derive(OpenApi)]
@@ -24,6 +24,7 @@ use super::{
         workflows::versions,
         workflows::version,
         workflows::deploy,
+        workflows::promote,
         workflows::document,
         workflows::validate,
         workflows::graph_schema,
@@ -31,6 +32,10 @@ use super::{
         flow::put,
         flow::delete,
         flow::keys,
+        shadows::put,
+        shadows::get,
+        shadows::delete,
+        shadows::report,
         runs::start,
         runs::list,
         runs::get,

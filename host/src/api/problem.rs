@@ -265,6 +265,7 @@ impl From<RerunError> for Problem {
         let detail = error.to_string();
         match error {
             RerunError::UnknownRun => Self::unknown_run(),
+            RerunError::Shadow => Self::new(StatusCode::CONFLICT, "run_is_shadow", detail),
             RerunError::Start(error) => error.into(),
             RerunError::Step(CannotRerun::UnknownStep(_)) => Self::invalid("unknown_step", detail),
             RerunError::Step(CannotRerun::DidNotRun(_)) => Self::invalid("step_did_not_run", detail),

@@ -18,7 +18,7 @@ use super::auth::{Segments, Tenant};
 use super::problem::{self, Problem, ProblemBody};
 use super::wire::{Page, PageInfo, RunBody, StepBody};
 use super::workflows;
-use crate::journal::{IdempotencyKey, Journal, RunFilter};
+use crate::journal::{IdempotencyKey, Journal, RunFilter, Shadows};
 use crate::sandbox::limits::OUTPUT_BYTES_MAX;
 
 /// Bytes of the body that starts a run: the input and what goes around it.
@@ -201,6 +201,11 @@ pub(super) struct ListQuery {
     /// Only runs that repeat this one.
     #[param(value_type = Option<String>)]
     rerun_of: Option<RunId>,
+    /// Only shadows of this run.
+    #[param(value_type = Option<String>)]
+    shadow_of: Option<RunId>,
+    /// Whether shadows are among the runs; they are not when it is left out.
+    shadows: Option<bool>,
     /// Only runs that failed with this code.
     failure_code: Option<String>,
     /// Only runs that failed at this node.
@@ -227,7 +232,12 @@ pub(super) fn limit(asked: Option<usize>, default: usize, most: usize) -> Result
     }
 }
 
-/// The tenant's runs, newest first.
+/// Whether shadows are among the runs of a list, when the client says something or nothing about it.
+pub(super) fn shown(shadows: Option<bool>) -> Shadows {
+    if shadows == Some(true) { Shadows::Shown } else { Shadows::Hidden }
+}
+
+/// The tenant's runs, newest first; shadows only when they are asked for.
 #[utoipa::path(get, path = "/v1/runs", tag = "runs", params(ListQuery),
     responses((status = 200, body = Page<RunBody>), (status = 400, description = "`invalid_query`", body = ProblemBody)))]
 pub(super) async fn list(
@@ -241,6 +251,8 @@ pub(super) async fn list(
         version,
         parent,
         rerun_of,
+        shadow_of,
+        shadows,
         failure_code,
         failed_node,
         correlation,
@@ -250,8 +262,19 @@ pub(super) async fn list(
     let limit = limit(asked, LIMIT_DEFAULT, LIMIT_MAX)?;
     let before = cursor.map(|cursor| cursor.parse()).transpose();
     let before = before.map_err(|_| Problem::bad_request("invalid_query", "the cursor is not one of ours"))?;
-    let filter =
-        RunFilter { workflow, status, before, version, parent, rerun_of, failure_code, failed_node, correlation };
+    let shadows = shadow_of.map_or_else(|| shown(shadows), Shadows::Of);
+    let filter = RunFilter {
+        workflow,
+        status,
+        before,
+        version,
+        parent,
+        rerun_of,
+        failure_code,
+        failed_node,
+        correlation,
+        shadows,
+    };
     let page = app.journal.runs(&tenant.0, &filter, limit)?;
     let data = page.runs.iter().map(|(run, summary)| RunBody::of_summary(*run, summary)).collect();
     let cursor = page.next.map(|run| run.to_string());

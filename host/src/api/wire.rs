@@ -98,6 +98,10 @@ pub(super) struct RunBody {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = String)]
     rerun_of: Option<RunId>,
+    /// The run that it shadows: it has the same input and another version, and is not in lists unless they ask for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = String)]
+    shadow_of: Option<RunId>,
     /// Its key in its workflow's flow control.
     #[serde(skip_serializing_if = "Option::is_none")]
     flow_key: Option<String>,
@@ -129,6 +133,7 @@ impl RunBody {
             waits_until: summary.waits_until.filter(|_| summary.waits_for.is_some()).map(rfc3339),
             parent: summary.parent,
             rerun_of: summary.rerun_of,
+            shadow_of: summary.shadow_of.map(|shadow| shadow.run),
             flow_key: summary.place.as_ref().map(|place| place.key.clone()),
             priority: summary.place.as_ref().map(|place| place.priority),
             not_before: summary.place.as_ref().and_then(|place| place.not_before).map(rfc3339),
@@ -511,6 +516,10 @@ pub(super) struct EventSchema {
     rerun_of: Option<String>,
     /// `run.queued`: the step that it is repeated from.
     from_step: Option<String>,
+    /// `run.queued`: the run that it shadows.
+    shadow_of: Option<String>,
+    /// `run.queued` of a shadow: whether it makes calls that are not on record.
+    live: Option<bool>,
     /// `run.started`: when the run fails if it has not ended by then.
     deadline: Option<String>,
     /// `step.call`, `step.suspended`, `step.resumed`: the child that was started, is waited for, or has ended.
@@ -605,7 +614,7 @@ impl Serialize for EventBody<'_> {
             }
         }
         match event {
-            Event::RunQueued { workflow, version, parent, rerun_of, place, .. } => {
+            Event::RunQueued { workflow, version, parent, rerun_of, shadow_of, place, .. } => {
                 map.serialize_entry("workflow", workflow)?;
                 map.serialize_entry("version", version)?;
                 map.serialize_entry("input", &self.value)?;
@@ -613,6 +622,8 @@ impl Serialize for EventBody<'_> {
                 optional(&mut map, "rerun_of", rerun_of.as_ref().map(|rerun| rerun.run))?;
                 let from_step = rerun_of.as_ref().and_then(|rerun| rerun.from_step.as_ref());
                 optional(&mut map, "from_step", from_step.map(ToString::to_string))?;
+                optional(&mut map, "shadow_of", shadow_of.as_ref().map(|shadow| shadow.run))?;
+                optional(&mut map, "live", shadow_of.as_ref().map(|shadow| shadow.live))?;
                 optional(&mut map, "flow_key", place.as_ref().map(|place| &place.key))?;
                 optional(&mut map, "priority", place.as_ref().map(|place| place.priority))?;
                 optional_time(&mut map, "not_before", place.as_ref().and_then(|place| place.not_before))?;

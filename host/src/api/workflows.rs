@@ -3,21 +3,22 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use axum::body::Body;
-use axum::extract::State;
+use axum::extract::{Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Json as Answer, http::HeaderValue};
 use bytes::Bytes;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use stepwell_compiler::DOCUMENT_BYTES_MAX;
 use stepwell_core::graph::{NodeSpec, PROBLEMS_MAX};
 use stepwell_core::{Digest, GraphSpec, WorkflowName};
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 
 use super::App;
 use super::auth::{Segments, Tenant};
 use super::problem::{self, Problem, ProblemBody};
+use super::runs;
 use super::wire::{Page, VersionBody, WorkflowBody};
 use crate::clock;
 use crate::journal::catalog::VersionRecord;
@@ -27,7 +28,7 @@ use crate::sandbox::limits::COMPONENT_BYTES_MAX;
 /// Versions that one graph may delegate to.
 const DELEGATES_MAX: usize = 100;
 
-fn unknown_workflow() -> Problem {
+pub(super) fn unknown_workflow() -> Problem {
     Problem::not_found("unknown_workflow", "there is no such workflow")
 }
 
@@ -36,25 +37,38 @@ pub(super) fn name(text: &str) -> Result<WorkflowName, Problem> {
     text.parse().map_err(|_| unknown_workflow())
 }
 
+/// How to deploy.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct DeployQuery {
+    /// `false` stores the version and lets new runs get the one that they got before, until this one is promoted. A workflow's
+    /// first version is the one that new runs get in any case.
+    promote: Option<bool>,
+}
+
 /// Stores a version of a workflow and makes it the one that new runs get. A graph is compiled first; the version is the
 /// component that came of it, so the same graph is the same version.
 #[utoipa::path(post, path = "/v1/workflows/{name}/versions", tag = "workflows",
-    params(("name" = String, Path, description = "The workflow's name.")),
+    params(("name" = String, Path, description = "The workflow's name."), DeployQuery),
     request_body(description = "A component, at most 16 MiB, or with `content-type: application/json` a graph document, at most 4 MiB (see `/v1/schemas/graph.json`).",
         content((Vec<u8> = "application/wasm"), (serde_json::Value = "application/json"))),
     responses(
         (status = 201, description = "The version is stored.", body = VersionBody),
         (status = 413, description = "`too_large`", body = ProblemBody),
         (status = 422, description = "`not_a_component`, `core_module`, `invalid_component`, `forbidden_imports`, `wrong_exports`, `incompatible_component`, `describe_failed`, `invalid_graph` (with all `problems`), `compile_limit`, `invalid_name`, `unknown_delegate`, `too_many_delegates`", body = ProblemBody),
+        (status = 400, description = "`invalid_query`", body = ProblemBody),
         (status = 503, description = "`unavailable`: it cannot be compiled at present.", body = ProblemBody),
     ))]
 pub(super) async fn deploy(
     State(app): State<App>,
     tenant: Tenant,
     Segments(name): Segments<String>,
+    asked: Result<Query<DeployQuery>, axum::extract::rejection::QueryRejection>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
+    let DeployQuery { promote } = runs::query(asked)?;
     let name: WorkflowName = name.parse().map_err(|error| Problem::invalid("invalid_name", format!("{error}")))?;
     let is_of_document = is_json(&headers);
     let (component, inspection) = if is_of_document {
@@ -76,7 +90,7 @@ pub(super) async fn deploy(
         graph: inspection.graph,
         is_of_document,
     };
-    let record = app.journal.put_version(&tenant.0, &name, record, component).await?;
+    let record = app.journal.put_version(&tenant.0, &name, record, component, promote.unwrap_or(true)).await?;
     tracing::info!(tenant = %tenant.0, workflow = %name, version = %record.version, "deployed");
     let location = format!("/v1/workflows/{name}/versions/{}", record.version);
     let mut response = (StatusCode::CREATED, Answer(VersionBody::of(name.as_str(), record))).into_response();
@@ -84,6 +98,42 @@ pub(super) async fn deploy(
         response.headers_mut().insert(header::LOCATION, location);
     }
     Ok(response)
+}
+
+/// What promotes a version.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PromoteBody {
+    /// The version: one of the workflow's.
+    version: String,
+}
+
+/// Makes a version the one that new runs get: cuts over to one that was only stored, or goes back to an older one. Runs under
+/// way keep theirs.
+#[utoipa::path(post, path = "/v1/workflows/{name}/promote", tag = "workflows",
+    params(("name" = String, Path, description = "The workflow's name.")),
+    request_body = PromoteBody,
+    responses(
+        (status = 200, description = "New runs get it.", body = WorkflowBody),
+        (status = 404, description = "`unknown_workflow`, `unknown_version`", body = ProblemBody),
+        (status = 422, description = "`invalid_body`, `invalid_json`", body = ProblemBody),
+    ))]
+pub(super) async fn promote(
+    State(app): State<App>,
+    tenant: Tenant,
+    Segments(text): Segments<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Answer<WorkflowBody>, Problem> {
+    let name = name(&text)?;
+    app.journal.workflow(&tenant.0, &name)?.ok_or_else(unknown_workflow)?;
+    let body = problem::body(&headers, body, runs::SMALL_BYTES_MAX).await?;
+    let PromoteBody { version } = problem::parse(&body)?;
+    let unknown = || Problem::not_found("unknown_version", "the workflow has no such version");
+    let version: Digest = version.parse().map_err(|_| unknown())?;
+    let record = app.journal.promote(&tenant.0, &name, version, clock::now()).await?.ok_or_else(unknown)?;
+    tracing::info!(tenant = %tenant.0, workflow = %name, %version, "promoted");
+    Ok(Answer(record.into()))
 }
 
 fn is_json(headers: &HeaderMap) -> bool {

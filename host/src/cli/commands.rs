@@ -61,20 +61,28 @@ pub(super) fn text<'a>(value: &'a Value, name: &str) -> &'a str {
     value.get(name).and_then(Value::as_str).unwrap_or_default()
 }
 
-pub(super) async fn deploy(server: &Server, name: &str, path: &Path, json: bool) -> anyhow::Result<u8> {
+pub(super) async fn deploy(server: &Server, name: &str, path: &Path, promote: bool, json: bool) -> anyhow::Result<u8> {
     let content = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
     let is_component = content.starts_with(b"\0asm");
     let content_type = if is_component { "application/wasm" } else { "application/json" };
     let client = server.client()?;
-    let url = format!("/v1/workflows/{}/versions", part(name));
+    let url = format!("/v1/workflows/{}/versions?promote={promote}", part(name));
     let upload = client.upload(&url, content_type, content.into());
     let version = out::with_progress("compiling", upload).await?;
     if json {
         out::json(&version);
     } else {
-        out::note(format_args!("deployed {name}"));
+        let what = if promote { "deployed" } else { "stored a version of" };
+        out::note(format_args!("{what} {name}"));
         out::line(text(&version, "version"));
     }
+    Ok(EXIT_OK)
+}
+
+pub(super) async fn promote(server: &Server, name: &str, version: &str) -> anyhow::Result<u8> {
+    let path = format!("/v1/workflows/{}/promote", part(name));
+    server.client()?.json(Method::POST, &path, Some(&json!({ "version": version }))).await?;
+    out::note(format_args!("new runs of {name} get {version}"));
     Ok(EXIT_OK)
 }
 
@@ -126,10 +134,11 @@ pub(super) async fn runs(
     server: &Server,
     workflow: Option<&str>,
     status: Option<&str>,
+    shadows: bool,
     limit: usize,
     json: bool,
 ) -> anyhow::Result<u8> {
-    let mut path = format!("/v1/runs?limit={limit}");
+    let mut path = format!("/v1/runs?limit={limit}&shadows={shadows}");
     for (name, value) in [("workflow", workflow), ("status", status)] {
         if let Some(value) = value {
             path.push_str(&format!("&{name}={}", part(value)));
@@ -143,7 +152,8 @@ pub(super) async fn runs(
     for run in page.get("data").and_then(Value::as_array).into_iter().flatten() {
         let (id, status, at, workflow) =
             (text(run, "id"), text(run, "status"), text(run, "created_at"), text(run, "workflow"));
-        out::line(format_args!("{id}  {status:<9}  {at}  {workflow}"));
+        let of = run.get("shadow_of").and_then(Value::as_str).map(|run| format!("  shadow of {run}"));
+        out::line(format_args!("{id}  {status:<9}  {at}  {workflow}{}", of.unwrap_or_default()));
     }
     Ok(EXIT_OK)
 }
@@ -168,6 +178,7 @@ pub(super) async fn run_info(server: &Server, id: &str, json: bool) -> anyhow::R
         "waits_until",
         "parent",
         "rerun_of",
+        "shadow_of",
         "created_at",
         "started_at",
         "ended_at",

@@ -6,6 +6,7 @@ mod flow;
 mod inspect;
 mod out;
 mod serve;
+mod shadow;
 mod triggers;
 
 use std::path::PathBuf;
@@ -61,12 +62,26 @@ enum Command {
         name: String,
         /// The component, or the graph document
         component: PathBuf,
+        /// Only stores it: new runs get the version that they got before
+        #[arg(long)]
+        no_promote: bool,
         /// As JSON
         #[arg(long)]
         json: bool,
         #[command(flatten)]
         server: Server,
     },
+    /// Makes a version the one that new runs of its workflow get
+    Promote {
+        /// The workflow's name
+        name: String,
+        /// The version
+        version: String,
+        #[command(flatten)]
+        server: Server,
+    },
+    /// Has a share of a workflow's runs repeated by another version, and shows what came of it
+    Shadow(shadow::ShadowArgs),
     /// Starts a run
     Run {
         /// The workflow's name
@@ -97,6 +112,9 @@ enum Command {
         /// Only runs with this status
         #[arg(long)]
         status: Option<String>,
+        /// Shadows too
+        #[arg(long)]
+        shadows: bool,
         /// How many
         #[arg(long, default_value_t = 20)]
         limit: usize,
@@ -469,13 +487,17 @@ async fn dispatch(command: Command) -> anyhow::Result<u8> {
         Command::Build { path } => build::build(&path),
         Command::Compile { graph, output } => inspect::compile(&graph, &output).await,
         Command::Inspect { component, json } => inspect::inspect(&component, json).await,
-        Command::Deploy { name, component, json, server } => commands::deploy(&server, &name, &component, json).await,
+        Command::Deploy { name, component, no_promote, json, server } => {
+            commands::deploy(&server, &name, &component, !no_promote, json).await
+        }
+        Command::Promote { name, version, server } => commands::promote(&server, &name, &version).await,
+        Command::Shadow(args) => shadow::shadow(args).await,
         Command::Run { name, input, version, idempotency_key, follow, json, server } => {
             let start = commands::Start { name, input, version, idempotency_key };
             commands::run(&server, start, follow, json).await
         }
-        Command::Runs { workflow, status, limit, json, server } => {
-            commands::runs(&server, workflow.as_deref(), status.as_deref(), limit, json).await
+        Command::Runs { workflow, status, shadows, limit, json, server } => {
+            commands::runs(&server, workflow.as_deref(), status.as_deref(), shadows, limit, json).await
         }
         Command::RunInfo { id, json, server } => commands::run_info(&server, &id, json).await,
         Command::Events { id, follow, json, server } => commands::events(&server, &id, follow, json).await,

@@ -92,6 +92,7 @@ pub(super) async fn start_child(shared: Arc<Shared>, tenant: TenantId, child: Ch
         idempotency: None,
         parent: Some(parent),
         rerun_of: None,
+        shadow_of: None,
         taken_over: Vec::new(),
         correlation,
     };

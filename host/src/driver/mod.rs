@@ -15,7 +15,8 @@
 //!
 //! Runs share no lock but the registry's, which is split and held for a lookup. Read on: [`run_loop`], [`elements`] (the
 //! items of an `each`), [`record`] (what an attempt did before it was cut off or suspended), [`family`] (children and
-//! parents), [`flow`] (how many of a workflow's runs go at once), [`publish_rate`] (how fast a tenant may publish), [`timers`] (runs that wait and have no loop), [`rerun`] (runs that repeat others), [`outside`] (requests,
+//! parents), [`flow`] (how many of a workflow's runs go at once), [`publish_rate`] (how fast a tenant may publish), [`timers`] (runs that wait and have no loop), [`rerun`] (runs that repeat others),
+//! [`shadow`] (runs that shadow others), [`outside`] (requests,
 //! models, secrets).
 
 mod elements;
@@ -28,6 +29,7 @@ mod record;
 mod registry;
 mod rerun;
 mod run_loop;
+mod shadow;
 mod step_host;
 mod timers;
 
@@ -65,6 +67,10 @@ const GRAPHS_MAX: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
 /// Unfinished runs read at once in recovery.
 const RECOVERY_PAGE: usize = 1_000;
 
+/// Shadows have room of their own, this part of what other runs have: they are in no hurry, and no other run is to be slower
+/// for one.
+const SHADOW_ROOM: usize = 8;
+
 /// What the driver needs to know.
 #[derive(Debug, Clone)]
 pub struct DriverConfig {
@@ -95,6 +101,8 @@ struct Shared {
     registry: Registry,
     graphs: Mutex<LruCache<(TenantId, WorkflowName, Digest), Arc<Graph>>>,
     room: Permits,
+    /// The room of shadows, which is their own: no other run waits for one.
+    shadow_room: Permits,
     woken: Permits,
     flow: Arc<Flow>,
     publish_rates: PublishRates,
@@ -214,6 +222,10 @@ impl Driver {
             registry: Registry::default(),
             graphs: Mutex::new(LruCache::new(GRAPHS_MAX)),
             room: Permits::new(config.active_runs_max, config.active_runs_per_tenant),
+            shadow_room: Permits::new(
+                config.active_runs_max / SHADOW_ROOM,
+                config.active_runs_per_tenant / SHADOW_ROOM,
+            ),
             woken: Permits::new(timers::WOKEN_MAX, timers::WOKEN_PER_TENANT),
             publish_rates: PublishRates::new(config.updates_per_second),
             stopping: CancellationToken::new(),
@@ -287,6 +299,7 @@ impl Driver {
             idempotency,
             parent: None,
             rerun_of: None,
+            shadow_of: None,
             taken_over: Vec::new(),
             correlation,
         };
@@ -395,6 +408,11 @@ impl Driver {
 }
 
 impl Shared {
+    /// Where a run waits for room.
+    fn room_of(&self, is_shadow: bool) -> &Permits {
+        if is_shadow { &self.shadow_room } else { &self.room }
+    }
+
     /// Makes a run and starts its loop. When this returns, the run is on disk.
     async fn create(self: &Arc<Self>, key: &RunKey, run: NewRun) -> Result<Started, StartError> {
         let (reply, answer) = oneshot::channel();

@@ -38,6 +38,9 @@ pub enum RerunError {
     /// The tenant has no such run.
     #[error("there is no such run")]
     UnknownRun,
+    /// It is a shadow. What repeats it would be none, and would do what a shadow must not.
+    #[error("the run is a shadow: repeat the run that it shadows")]
+    Shadow,
     /// It cannot be repeated from that step.
     #[error(transparent)]
     Step(#[from] CannotRerun),
@@ -57,6 +60,9 @@ impl Driver {
     pub async fn rerun(&self, key: &RunKey, rerun: Rerun) -> Result<Started, RerunError> {
         let shared = &self.shared;
         let summary = shared.journal.summary(key)?.ok_or(RerunError::UnknownRun)?;
+        if summary.shadow_of.is_some() {
+            return Err(RerunError::Shadow);
+        }
         let Rerun { from_step, input, version, idempotency } = rerun;
         let (version, graph) =
             shared.resolve(&key.tenant, &summary.workflow, Some(version.unwrap_or(summary.version)))?;
@@ -99,6 +105,7 @@ impl Driver {
             idempotency,
             parent: None,
             rerun_of: Some(RerunRef { run: key.run, from_step }),
+            shadow_of: None,
             taken_over,
             correlation: summary.correlation,
         };

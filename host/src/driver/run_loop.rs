@@ -19,7 +19,7 @@ use futures_util::stream::FuturesUnordered;
 use hmac::{Hmac, Mac};
 use sha2::{Digest as _, Sha256};
 use stepwell_core::decide::Success;
-use stepwell_core::event::{ChildEnd, ChildRef, LogLevel, ParentRef, RerunRef, WaitingCall};
+use stepwell_core::event::{ChildEnd, ChildRef, LogLevel, ParentRef, RerunRef, ShadowRef, WaitingCall};
 use stepwell_core::flow::FlowPlace;
 use stepwell_core::graph::Delegate;
 use stepwell_core::json::INLINE_BYTES_MAX;
@@ -39,6 +39,7 @@ use super::flow::{Grant, Slot, SlotWait};
 use super::placing::Placed;
 use super::record;
 use super::registry::{Inbox, Messages};
+use super::shadow::Shadowing;
 use super::step_host::LoopHost;
 use crate::clock;
 use crate::journal::flow::FlowId;
@@ -88,6 +89,7 @@ pub(super) struct NewRun {
     pub(super) idempotency: Option<IdempotencyKey>,
     pub(super) parent: Option<ParentRef>,
     pub(super) rerun_of: Option<RerunRef>,
+    pub(super) shadow_of: Option<ShadowRef>,
     pub(super) taken_over: Vec<TakenOver>,
     /// What whoever started it knows it by.
     pub(super) correlation: Option<String>,
@@ -214,6 +216,8 @@ pub(super) struct RunLoop {
     inbox: Inbox,
     run: Run,
     summary: Option<RunSummary>,
+    /// The run that this one shadows.
+    shadow: Option<Arc<Shadowing>>,
     /// The last event that is on disk.
     durable: Seq,
     /// The time of the last staged event. A run's time never goes back, whatever the machine's clock does.
@@ -366,10 +370,12 @@ impl RunLoop {
                     idempotency,
                     parent,
                     rerun_of,
+                    shadow_of,
                     taken_over,
                     correlation,
                 } = *run;
                 let mut this = Self::new(shared, key, inbox, graph);
+                this.shadow = shadow_of.map(|of| Shadowing::new(key, of));
                 let (place, admission) = match flow {
                     None => (None, None),
                     Some(Placed { id, place, admission }) => {
@@ -379,14 +385,16 @@ impl RunLoop {
                         (Some(place), Some(admission))
                     }
                 };
-                let channel = this.run.graph().spec().channel.clone();
+                // Whoever follows a channel follows what was asked for.
+                let channel = this.run.graph().spec().channel.clone().filter(|_| shadow_of.is_none());
                 let (input, content) = payload_of(input);
                 let results = taken_over.iter().map(|result| &result.output);
                 this.staged.references = results.filter_map(Payload::stored).map(|content| content.sha256).collect();
-                let queue = Input::Queue { workflow, version, input, parent, rerun_of, taken_over, place };
+                let queue = Input::Queue { workflow, version, input, parent, rerun_of, shadow_of, taken_over, place };
                 let queued = this.decide(queue, content).and_then(|()| {
                     let may_start = this.flow.is_none() || this.grant.is_some();
-                    this.room = if may_start { shared.room.try_acquire(&key.tenant) } else { None };
+                    this.room =
+                        if may_start { shared.room_of(shadow_of.is_some()).try_acquire(&key.tenant) } else { None };
                     // With room at hand the first steps are due in the same write.
                     if this.room.is_some() { this.decide(Input::Start, None) } else { Ok(()) }
                 });
@@ -441,6 +449,7 @@ impl RunLoop {
                 this.last_at = recorded.at;
             }
         }
+        this.shadow = summary.shadow_of.map(|of| Shadowing::new(key, of));
         this.flow = summary.place.as_ref().map(|place| FlowId::new(&key.tenant, &summary.workflow, place));
         this.summary = Some(summary);
         this.durable = this.run.last_seq();
@@ -467,6 +476,7 @@ impl RunLoop {
             inbox: inbox.clone(),
             run: Run::new(graph),
             summary: None,
+            shadow: None,
             durable: 0,
             last_at: Timestamp::default(),
             staged: Staged::default(),
@@ -597,7 +607,7 @@ impl RunLoop {
     /// The one place that waits.
     async fn wait(&mut self, messages: &mut Messages) -> Wake {
         let can_leave = self.phase == Phase::Driving && self.can_leave();
-        let Self { shared, key, appending, staged, phase, wants_room, wake_at, errands, slot_wait, .. } = self;
+        let Self { shared, key, shadow, appending, staged, phase, wants_room, wake_at, errands, slot_wait, .. } = self;
         // More is taken in while an append is under way, up to a limit; without one the limit could not be left again.
         let listens = appending.is_none() || staged.bytes < STAGED_BYTES_MAX;
         let appended = async {
@@ -633,7 +643,7 @@ impl RunLoop {
             Some(message) = messages.recv(), if listens => Wake::Message(message),
             Some(errand) = errands.next(), if !errands.is_empty() => Wake::Errand(errand),
             () = timer, if driving => Wake::TimerDue,
-            permit = shared.room.acquire(&key.tenant), if driving && *wants_room => Wake::Room(permit),
+            permit = shared.room_of(shadow.is_some()).acquire(&key.tenant), if driving && *wants_room => Wake::Room(permit),
             slot = slot, if driving => Wake::Slot(slot),
             () = shared.stopping.cancelled(), if driving => Wake::Stopping,
             () = tokio::time::sleep(LINGER), if can_leave => Wake::Idle,
@@ -1103,12 +1113,14 @@ impl RunLoop {
             outside: self.shared.outside.clone(),
             shared: Arc::downgrade(&self.shared),
             rate: self.shared.publish_rates.of(&self.key.tenant),
+            shadow: self.shadow.clone(),
         });
         let (key, journal) = (self.key.clone(), Arc::clone(&self.shared.journal));
         // One that has just been started has nothing on record.
         let started = self.run.attempt_started(&step).filter(|started| *started != since);
         let durable = self.durable;
-        let seed = seed_of(self.shared.journal.secret(), &self.key, &step, attempt);
+        let told = self.shadow.as_ref().map_or(&self.key, |shadow| shadow.of());
+        let (told_run, seed) = (told.run, seed_of(self.shared.journal.secret(), told, &step, attempt));
         let job = {
             let (key, journal, step) = (key.clone(), Arc::clone(&journal), step.clone());
             let shared = Arc::clone(&self.shared);
@@ -1119,7 +1131,7 @@ impl RunLoop {
                     Some(started) => record::of_attempt(&*journal, &key, &step, started..durable)?,
                     None => Vec::new(),
                 };
-                Ok(Job { run: key.run, workflow, version, step, attempt, limits, inputs, host, recorded, seed })
+                Ok(Job { run: told_run, workflow, version, step, attempt, limits, inputs, host, recorded, seed })
             }
         };
         let component = |version: Digest| {

@@ -16,9 +16,11 @@ use super::outside::Outside;
 use super::publish_rate::PublishRate;
 use super::registry::Inbox;
 use super::run_loop::{Message, NewChild};
+use super::shadow::Shadowing;
 use super::{Shared, StartError};
 use crate::sandbox::{
-    Authorization, ChildError, ChildRequest, CompletionError, HostRefusal, StepHost, StoredArtifact, Wait, Waited,
+    Authorization, ChildError, ChildRequest, CompletionError, HostRefusal, StandIn, StepHost, StoredArtifact, Wait,
+    Waited,
 };
 
 /// The host's side of one attempt.
@@ -34,6 +36,8 @@ pub(super) struct LoopHost {
     /// What it takes to look at a child before it is started. Weak: an attempt that is cut off must not keep the driver.
     pub(super) shared: Weak<Shared>,
     pub(super) rate: PublishRate,
+    /// The run that the step's run shadows.
+    pub(super) shadow: Option<Arc<Shadowing>>,
 }
 
 impl LoopHost {
@@ -78,6 +82,20 @@ impl LoopHost {
 impl StepHost for LoopHost {
     fn has_topic(&self, topic: &str) -> bool {
         self.graph.has_topic(topic)
+    }
+
+    fn stand_in(
+        &self,
+        call: &'static str,
+        arguments: Digest,
+        nth: usize,
+    ) -> BoxFuture<'_, Result<StandIn, HostRefusal>> {
+        async move {
+            let Some(shadow) = &self.shadow else { return Ok(StandIn::Make) };
+            let shared = self.shared.upgrade().ok_or(HostRefusal::Unavailable)?;
+            shadow.stand_in(shared, &self.step, self.attempt, call, arguments, nth).await
+        }
+        .boxed()
     }
 
     fn record(&self, call: &'static str, arguments: Digest, result: Json) -> BoxFuture<'_, Result<(), HostRefusal>> {

@@ -67,7 +67,7 @@ pub struct WorkflowRecord {
     pub latest: Digest,
     /// When its first version was deployed.
     pub created_at: Timestamp,
-    /// When its latest version was deployed.
+    /// When that was deployed or promoted.
     pub updated_at: Timestamp,
 }
 
@@ -296,14 +296,15 @@ impl RedbJournal {
         self.all(API_KEYS, keys::everything())
     }
 
-    /// Stores a version and its component, and makes it the one that new runs get. A version that was deployed
-    /// under this name before keeps its record, which is returned.
+    /// Stores a version and its component. With `promote`, and when it is the workflow's first, it becomes the one that new runs
+    /// get. A version that was deployed under this name before keeps its record, which is returned.
     pub async fn put_version(
         &self,
         tenant: &TenantId,
         name: &WorkflowName,
         record: VersionRecord,
         component: Bytes,
+        promote: bool,
     ) -> Result<VersionRecord, JournalError> {
         let at = record.created_at;
         let workflow_key = keys::workflow(tenant, name);
@@ -329,11 +330,43 @@ impl RedbJournal {
             let known = workflows.get(workflow_key.as_slice()).map_err(storage("look for a workflow"))?;
             let known =
                 known.map(|value| parse::<WorkflowRecord>(value.value(), || "a workflow".to_owned())).transpose()?;
+            if known.is_some() && !promote {
+                return Ok(record);
+            }
             let created_at = known.map_or(at, |known| known.created_at);
             let workflow = WorkflowRecord { name, latest: record.version, created_at, updated_at: at };
             let value = to_json(&workflow, "a workflow")?;
             workflows.insert(workflow_key.as_slice(), value.as_slice()).map_err(storage("write a workflow"))?;
             Ok(record)
+        })
+        .await
+    }
+
+    /// Makes a version the one that new runs get. `None` when the workflow has no such version; then nothing has changed.
+    pub async fn promote(
+        &self,
+        tenant: &TenantId,
+        name: &WorkflowName,
+        version: Digest,
+        at: Timestamp,
+    ) -> Result<Option<WorkflowRecord>, JournalError> {
+        let (workflow_key, version_key) = (keys::workflow(tenant, name), keys::version(tenant, name, &version));
+        self.write(move |transaction| {
+            let versions = transaction.open_table(VERSIONS).map_err(storage("open the versions"))?;
+            if versions.get(version_key.as_slice()).map_err(storage("look for a version"))?.is_none() {
+                return Ok(None);
+            }
+            let mut workflows = transaction.open_table(WORKFLOWS).map_err(storage("open the workflows"))?;
+            let known = workflows.get(workflow_key.as_slice()).map_err(storage("look for a workflow"))?;
+            let known =
+                known.map(|value| parse::<WorkflowRecord>(value.value(), || "a workflow".to_owned())).transpose()?;
+            let Some(mut workflow) = known else { return Ok(None) };
+            if workflow.latest != version {
+                (workflow.latest, workflow.updated_at) = (version, at);
+                let value = to_json(&workflow, "a workflow")?;
+                workflows.insert(workflow_key.as_slice(), value.as_slice()).map_err(storage("write a workflow"))?;
+            }
+            Ok(Some(workflow))
         })
         .await
     }

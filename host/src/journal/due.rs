@@ -93,6 +93,26 @@ impl DueList {
         Ok(())
     }
 
+    /// Takes an entry out. `false` when it is not there.
+    pub(super) fn take(
+        &self,
+        transaction: &WriteTransaction,
+        lane: &Lane,
+        what: &[u8],
+        at: Timestamp,
+    ) -> Result<bool, JournalError> {
+        let entry = entry_key(&lane.key(), at, what);
+        let is_there = {
+            let entries = transaction.open_table(self.entries).map_err(storage("open what is due"))?;
+            entries.get(entry.as_slice()).map_err(storage("look for what is due"))?.is_some()
+        };
+        if !is_there {
+            return Ok(false);
+        }
+        self.change(transaction, lane, what, Some(at), None)?;
+        Ok(true)
+    }
+
     /// The lanes that have something due at a time, each once.
     pub(super) fn lanes(&self, journal: &RedbJournal, until: Timestamp) -> Result<Vec<Lane>, JournalError> {
         let turns = journal.reader()?.open_table(self.turns).map_err(storage("open what is due"))?;

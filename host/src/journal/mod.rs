@@ -21,6 +21,7 @@ mod keys;
 mod record;
 pub mod redb;
 mod retention;
+pub mod shadows;
 mod tails;
 pub mod triggers;
 mod writer;
@@ -30,7 +31,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
-use stepwell_core::event::SuspendReason;
+use stepwell_core::event::{ShadowRef, SuspendReason};
 use stepwell_core::flow::FlowPlace;
 use stepwell_core::json::ContentRef;
 use stepwell_core::{
@@ -123,6 +124,9 @@ pub struct RunSummary {
     /// The run that it repeats.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rerun_of: Option<RunId>,
+    /// The run that it shadows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shadow_of: Option<ShadowRef>,
     /// What a suspended run waits for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waits_for: Option<SuspendReason>,
@@ -207,6 +211,31 @@ pub struct RunFilter {
     pub failure_code: Option<String>,
     /// Only runs in which a step of this node failed last.
     pub failed_node: Option<NodeId>,
+    /// What of shadows there is among them.
+    pub shadows: Shadows,
+}
+
+/// Whether shadows are among the runs that are listed. They are not unless somebody says so: a list of a tenant's runs,
+/// and whatever is done to all that it has, is about the runs that were asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Shadows {
+    /// None is.
+    #[default]
+    Hidden,
+    /// They are among the others.
+    Shown,
+    /// Only those of this run.
+    Of(RunId),
+}
+
+impl Shadows {
+    fn include(self, shadow_of: Option<&ShadowRef>) -> bool {
+        match self {
+            Self::Hidden => shadow_of.is_none(),
+            Self::Shown => true,
+            Self::Of(run) => shadow_of.is_some_and(|shadow| shadow.run == run),
+        }
+    }
 }
 
 impl RunFilter {
@@ -220,6 +249,7 @@ impl RunFilter {
             && self.version.is_none_or(|version| version == summary.version)
             && self.parent.is_none_or(|parent| summary.parent == Some(parent))
             && self.rerun_of.is_none_or(|run| summary.rerun_of == Some(run))
+            && self.shadows.include(summary.shadow_of.as_ref())
             && self.failure_code.as_ref().is_none_or(|code| failure.is_some_and(|failure| failure.code == *code))
             && self.failed_node.as_ref().is_none_or(|node| {
                 failure.and_then(|failure| failure.step.as_ref()).is_some_and(|step| step.node == *node)
@@ -371,7 +401,7 @@ impl RunSummary {
         let mut summary = before.cloned();
         let mut changed = false;
         for (seq, event) in (first_seq..).zip(events) {
-            if let Event::RunQueued { workflow, version, parent, rerun_of, place, .. } = event {
+            if let Event::RunQueued { workflow, version, parent, rerun_of, shadow_of, place, .. } = event {
                 summary = Some(Self {
                     workflow: workflow.clone(),
                     version: *version,
@@ -382,6 +412,7 @@ impl RunSummary {
                     status_seq: seq,
                     parent: parent.as_ref().map(|parent| parent.run),
                     rerun_of: rerun_of.as_ref().map(|rerun| rerun.run),
+                    shadow_of: *shadow_of,
                     waits_for: None,
                     waits_until: None,
                     parked: false,

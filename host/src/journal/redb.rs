@@ -192,6 +192,7 @@ fn prepare(database: &Database) -> Result<[u8; 32], JournalError> {
         super::access::TABLES,
         super::channels::TABLES,
         super::triggers::TABLES,
+        super::shadows::TABLES,
         super::flow::TABLES,
     ];
     for table in tables.into_iter().flatten().chain(writer::TABLES) {

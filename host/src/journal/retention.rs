@@ -8,7 +8,7 @@ use super::redb::{RedbJournal, parse, storage};
 use super::writer::{
     CONTENT_RUNS, CONTENTS, IDEMPOTENCY, IDEMPOTENCY_BY_TIME, IdempotencyEntry, RECORDS, RUN_CONTENTS, RUNS, SNAPSHOTS,
 };
-use super::{IDEMPOTENCY_TTL_MS, JournalError, RunSummary, channels, keys};
+use super::{IDEMPOTENCY_TTL_MS, JournalError, RunSummary, channels, keys, shadows};
 
 /// Runs deleted in one transaction. Others wait for it, so it is few: an ordinary run takes microseconds, but one with
 /// tens of thousands of updates takes tens of milliseconds.
@@ -83,8 +83,11 @@ fn delete_run(transaction: &WriteTransaction, key: &RunKey) -> Result<(), Journa
     open(SNAPSHOTS)?.remove(run.as_slice()).map_err(failed())?;
     let summary = open(RUNS)?.remove(run.as_slice()).map_err(failed())?.map(|value| value.value().to_vec());
     let summary = summary.map(|value| parse::<RunSummary>(&value, || format!("the summary of {key}"))).transpose()?;
-    if let Some(channel) = summary.and_then(|summary| summary.channel) {
-        channels::forget(transaction, key, &channel)?;
+    if let Some(summary) = summary {
+        if let Some(channel) = summary.channel {
+            channels::forget(transaction, key, &channel)?;
+        }
+        shadows::forget(transaction, key, &summary.workflow)?;
     }
     let records = keys::record(key, 0)..keys::record(key, u64::MAX);
     open(RECORDS)?.retain_in(records.start.as_slice()..=records.end.as_slice(), |_, _| false).map_err(failed())?;

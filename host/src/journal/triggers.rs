@@ -326,6 +326,9 @@ pub(super) fn enqueue(transaction: &WriteTransaction, key: &RunKey, summary: &[u
         return Ok(()); // most tenants have none
     }
     let summary: RunSummary = parse(summary, || format!("the summary of {key}"))?;
+    if summary.shadow_of.is_some() {
+        return Ok(()); // a shadow is nobody's business but that of whoever compares it
+    }
     let mut webhooks = Vec::new();
     for workflow in ["", summary.workflow.as_str()] {
         let range = keys::starting_with(keys::named(&key.tenant, workflow));

@@ -402,6 +402,7 @@ impl<'t> RunTables<'t> {
         }
         if let Some(summary) = append.summary.as_ref().filter(|_| append.ended) {
             super::triggers::enqueue(self.transaction, key, summary)?;
+            super::shadows::enqueue(self.transaction, key, summary)?;
         }
         if let Some(projection) = &append.channel {
             let tables = match &mut self.channels {

@@ -1,5 +1,6 @@
 //! One attempt: a fresh store, a fresh instance, one call, and everything dropped.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -39,6 +40,8 @@ pub(super) struct AttemptState {
     pub(super) clock_ms: u64,
     pub(super) random: Random,
     pub(super) replay: Replay,
+    /// How often each call was made, by its name and arguments.
+    pub(super) calls: HashMap<(&'static str, Digest), usize>,
 }
 
 /// Where the work of a step is done that delegates.
@@ -213,6 +216,7 @@ impl AttemptState {
             clock_ms: 0,
             random: Random::new(seed),
             replay: Replay::new(recorded),
+            calls: HashMap::new(),
         }
     }
 }

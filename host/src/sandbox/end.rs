@@ -15,7 +15,7 @@ use wasmtime::{Trap, WasmBacktrace};
 
 use super::generated::exports::stepwell::workflow::steps::{self, Outcome};
 use super::generated::stepwell::workflow::types::FailureKind as GuestFailureKind;
-use super::imports::{NotRecorded, Suspended};
+use super::imports::{NoRecording, NotRecorded, Suspended};
 use super::limits::{
     FAILURE_DETAILS_BYTES_MAX, FAILURE_MESSAGE_BYTES_MAX, HOST_CALL_BYTES_MAX, LABELS_MAX, OUTPUT_BYTES_MAX,
 };
@@ -127,6 +127,7 @@ pub(super) fn failure_of_error(error: &wasmtime::Error, memory_refused: bool, me
             permanent("out_of_memory", format!("the attempt wanted more than {memory_bytes_max} bytes of memory"))
         }
         _ if error.is::<Divergence>() => divergence(error),
+        _ if error.is::<NoRecording>() => no_recording(error),
         Some(trap) => permanent("trap", with_backtrace(format!("the step trapped: {trap}"), error)),
         None if is_too_much_for_a_host_call(error) => {
             let message = format!("the step handed over more than {HOST_CALL_BYTES_MAX} bytes at once");
@@ -149,6 +150,14 @@ fn divergence(error: &wasmtime::Error) -> Failure {
         Json::of(&serde_json::json!({ "expected": expected, "found": found })).ok()
     });
     Failure { details, ..Failure::platform(FailureKind::Retryable, "divergence", clip(message)) }
+}
+
+/// A shadow calls what the run that it shadows did not: another attempt would too.
+fn no_recording(error: &wasmtime::Error) -> Failure {
+    let NoRecording { call } = error.downcast_ref().unwrap_or(&NoRecording { call: "a call" });
+    let message = NoRecording { call }.to_string();
+    let details = Json::of(&serde_json::json!({ "call": call })).ok();
+    Failure { details, ..permanent("shadow_no_recording", message) }
 }
 
 /// wasmtime's error for this has no public type. The version is pinned, and a test hands over too much.

@@ -2,6 +2,7 @@
 //!
 //! Linked by hand rather than through generated traits, because each call takes fuel from the store.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,7 +11,7 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 use stepwell_core::event::LogLevel;
 use stepwell_core::graph::RUN_MS_MAX;
-use stepwell_core::{Json, RunId};
+use stepwell_core::{Digest, Json, RunId};
 use stepwell_outbound::{Completion, HttpError, HttpRequest, HttpResponse, LlmError, LlmRequest, Message, Role};
 use wasmtime::component::{Linker, LinkerInstance, WasmList, WasmStr};
 use wasmtime::{Engine, StoreContextMut, Trap};
@@ -25,7 +26,7 @@ use super::limits::{
     OUTPUT_BYTES_MAX, RANDOM_BYTES_MAX, UPDATE_BYTES_MAX,
 };
 use super::replay::{CompletionRecord, Divergence, SentRecord, StartRecord, sha256};
-use super::{Authorization, ChildError, ChildRequest, CompletionError, HostRefusal, Wait, WaitRecord, Waited};
+use super::{Authorization, ChildError, ChildRequest, CompletionError, HostRefusal, StandIn, Wait, WaitRecord, Waited};
 
 /// Interfaces that only declare types. A component imports them when it uses a type; they permit nothing.
 pub(super) const TYPE_INTERFACES: &[&str] = &["stepwell:workflow/types@0.1.0", "stepwell:workflow/graph@0.1.0"];
@@ -127,13 +128,41 @@ async fn answered<R: Serialize + DeserializeOwned>(
     live: impl AsyncFnOnce(&mut Store<'_>) -> Option<R>,
 ) -> wasmtime::Result<R> {
     let arguments = sha256(serde_json::to_vec(arguments).map_err(|_| NotRecorded)?);
-    if let Some(result) = store.data_mut().replay.call(call, arguments)? {
+    if let Some(result) = on_record(store, call, arguments).await? {
         return read_back(call, &result);
     }
     let result = live(store).await.ok_or(NotRecorded)?;
     let recorded = Json::of(&result).map_err(|_| NotRecorded)?;
     store.data().host.record(call, arguments, recorded).await.map_err(|_| NotRecorded)?;
     Ok(result)
+}
+
+/// What a call is answered without being made: because this attempt has made it before, or because another run has and
+/// this one shadows that.
+async fn on_record(store: &mut Store<'_>, call: &'static str, arguments: Digest) -> wasmtime::Result<Option<Json>> {
+    let made = store.data_mut().calls.entry((call, arguments)).or_default();
+    let nth = *made;
+    *made += 1;
+    if let Some(result) = store.data_mut().replay.call(call, arguments)? {
+        return Ok(Some(result));
+    }
+    let host = Arc::clone(&store.data().host);
+    match host.stand_in(call, arguments, nth).await.map_err(|_| NotRecorded)? {
+        StandIn::Make => Ok(None),
+        StandIn::Answer(result) => {
+            host.record(call, arguments, result.clone()).await.map_err(|_| NotRecorded)?;
+            Ok(Some(result))
+        }
+        StandIn::Nothing => Err(NoRecording { call }.into()),
+    }
+}
+
+/// A call of a shadow is not on the record of the run that it shadows.
+#[derive(Debug, thiserror::Error)]
+#[error("a call of {call} is not on the record of the run that this one shadows, and a shadow does not make it")]
+pub(super) struct NoRecording {
+    /// What was called.
+    pub(super) call: &'static str,
 }
 
 /// An answer that is on record.
@@ -158,7 +187,7 @@ async fn waited(
     wait: Wait,
 ) -> wasmtime::Result<Result<WaitRecord, HostRefusal>> {
     let arguments = sha256(serde_json::to_vec(arguments).map_err(|_| NotRecorded)?);
-    if let Some(result) = store.data_mut().replay.call(call, arguments)? {
+    if let Some(result) = on_record(store, call, arguments).await? {
         return read_back(call, &result).map(Ok);
     }
     match store.data().host.wait(call, arguments, wait).await {
@@ -266,7 +295,7 @@ async fn start_child(
     }
     let arguments = (&workflow, version, sha256(input.as_str()), detached);
     let arguments = sha256(serde_json::to_vec(&arguments).map_err(|_| NotRecorded)?);
-    let record = match store.data_mut().replay.call(CALL, arguments)? {
+    let record = match on_record(store, CALL, arguments).await? {
         Some(result) => read_back(CALL, &result)?,
         None => {
             let child = ChildRequest { workflow, version, input, detached };

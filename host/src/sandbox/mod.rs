@@ -45,8 +45,8 @@ use tokio::runtime::{Handle, Runtime};
 pub use self::code::CodeError;
 pub use self::evaluate::EvaluateError;
 pub use self::graph::CompiledGraph;
-pub use self::replay::Recorded;
 pub(crate) use self::replay::sha256;
+pub use self::replay::{Recorded, usage_of};
 pub use self::upload::{Inspection, UploadError};
 pub use self::wait::{ChildError, ChildRequest, Wait, WaitRecord, Waited};
 use crate::permits::Permits;
@@ -185,6 +185,17 @@ pub enum CompletionError {
     Llm(#[from] LlmError),
 }
 
+/// What becomes of a call outside.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StandIn {
+    /// It is made.
+    Make,
+    /// It is answered with this, as if it had been made.
+    Answer(Json),
+    /// It must not be made, and there is nothing to answer it with: the attempt ends.
+    Nothing,
+}
+
 /// Who answers what a step asks for. Limits have been checked before a call reaches it.
 pub trait StepHost: Send + Sync + 'static {
     /// Whether the workflow has a topic.
@@ -192,6 +203,15 @@ pub trait StepHost: Send + Sync + 'static {
     /// Orders an update and says where it stands. It is final; it need not be durable yet. `within_call` says that it
     /// belongs to a call that has not ended.
     fn publish(&self, topic: String, payload: Json, within_call: bool) -> BoxFuture<'_, Result<Seq, HostRefusal>>;
+    /// What becomes of a call that is not on the attempt's record: the `nth` one, from 0, with these arguments.
+    fn stand_in(
+        &self,
+        _call: &'static str,
+        _arguments: Digest,
+        _nth: usize,
+    ) -> BoxFuture<'_, Result<StandIn, HostRefusal>> {
+        std::future::ready(Ok(StandIn::Make)).boxed()
+    }
     /// Records what a call was answered. When this returns it is durable, so that whatever the step does next outside
     /// comes after it.
     fn record(&self, call: &'static str, arguments: Digest, result: Json) -> BoxFuture<'_, Result<(), HostRefusal>>;

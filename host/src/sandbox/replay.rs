@@ -242,6 +242,18 @@ pub(super) enum CompletionRecord {
     TooLarge,
 }
 
+/// What models read and wrote for an answer of `llm.complete` that is on record, and what it cost: input tokens, output tokens and
+/// millionths of a US dollar, where the provider says so.
+#[must_use]
+pub fn usage_of(result: &Json) -> [Option<u64>; 3] {
+    match serde_json::from_str(result.as_str()) {
+        Ok(CompletionRecord::Completion { input_tokens, output_tokens, cost_micros, .. }) => {
+            [input_tokens, output_tokens, cost_micros]
+        }
+        _ => [None; 3],
+    }
+}
+
 impl CompletionRecord {
     /// `None` for a question that was abandoned: its attempt does not count any more.
     pub(super) fn of(answer: Result<Completion, CompletionError>) -> Option<Self> {
@@ -337,6 +349,17 @@ mod tests {
             let read = read.into_result().unwrap();
             assert_eq!((read.status, read.headers, read.body), (response.status, response.headers, response.body));
         }
+        let answer = Completion {
+            text: String::new(),
+            model: "m".into(),
+            stop_reason: "end".into(),
+            input_tokens: Some(3),
+            output_tokens: Some(5),
+            cost_micros: None,
+        };
+        let record = Json::of(&CompletionRecord::of(Ok(answer))).unwrap();
+        assert_eq!(usage_of(&record), [Some(3), Some(5), None]);
+        assert_eq!(usage_of(&json("\"timeout\"")), [None; 3]);
         let errors = [LlmError::Timeout, LlmError::Overloaded(Some(3)), LlmError::Refused("no".into())];
         for error in errors.map(CompletionError::Llm).into_iter().chain([CompletionError::UnknownProvider]) {
             let record = CompletionRecord::of(Err(error.clone())).unwrap();

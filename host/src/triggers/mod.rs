@@ -1,7 +1,7 @@
 //! What starts and signals runs without a request for it, and who is told when they end.
 //!
 //! Owns: the way from a time ([`cron`], [`schedule`]), a signed request ([`signature`]) or an event to a run, and from the end of
-//! a run to whoever wants to know ([`outbound`]).
+//! a run to whoever wants to know ([`outbound`]); and from there to the run that shadows it ([`shadows`]).
 //! Does not: know HTTP as a server, or evaluate anything itself; expressions are the sandbox's.
 //! Keeps: what a time starts is created in the write that moves the trigger's mark past it. Whatever else a trigger starts is
 //! started under an idempotency key that is made of the trigger and what set it off, and only then is it written down that it
@@ -11,6 +11,7 @@
 mod cron;
 pub mod outbound;
 pub mod schedule;
+mod shadows;
 pub mod signature;
 mod work;
 
@@ -116,6 +117,12 @@ pub enum ActError {
     Signal(#[from] ControlError),
 }
 
+impl From<JournalError> for ActError {
+    fn from(error: JournalError) -> Self {
+        Self::Start(error.into())
+    }
+}
+
 impl ActError {
     /// A stable identifier.
     #[must_use]
@@ -161,10 +168,15 @@ impl ActError {
 }
 
 impl Triggers {
-    /// Fires what is due and delivers what is owed, until the host stops.
+    /// Fires what is due, delivers what is owed and starts and compares shadows, until the host stops.
     pub async fn run(self, stopping: CancellationToken) {
-        let (firing, delivering) = (cron::Firing(self.clone()), outbound::Delivering(self));
-        tokio::join!(work::drive(firing, &stopping), work::drive(delivering, &stopping));
+        let (firing, delivering) = (cron::Firing(self.clone()), outbound::Delivering(self.clone()));
+        let shadowing = shadows::Shadowing(self);
+        tokio::join!(
+            work::drive(firing, &stopping),
+            work::drive(delivering, &stopping),
+            work::drive(shadowing, &stopping),
+        );
     }
 
     /// Does what a trigger is for. The same occurrence does it once.

@@ -77,6 +77,7 @@ impl Play {
             input: payload("1"),
             parent: None,
             rerun_of: None,
+            shadow_of: None,
             taken_over: vec![],
             place: None,
         });

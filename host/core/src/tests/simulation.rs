@@ -808,6 +808,7 @@ fn a_rerun_runs_what_comes_after_its_step_and_nothing_else() {
                 input: payload("1"),
                 parent: None,
                 rerun_of: Some(RerunRef { run: first_run(), from_step: Some(from.clone()) }),
+                shadow_of: None,
                 taken_over: taken,
                 place: None,
             });
