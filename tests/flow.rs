@@ -83,6 +83,28 @@ async fn no_more_steps_execute_at_once_than_the_limit_and_keys_do_not_wait_for_e
     assert_eq!((&idle["running"], &idle["queued"]), (&json!(0), &json!(0)));
 }
 
+/// The limit is on steps that execute, and not on runs: one that fans out, and one that comes back from a wait, has as few of
+/// them as any other.
+#[tokio::test]
+async fn the_steps_of_one_run_share_the_slots_too() {
+    let server = Server::start();
+    server.deploy("probe", "stepwell_probe").await;
+    let control = json!({ "concurrency": 1 });
+    let put = server.request(Method::PUT, "/v1/workflows/probe/flow-control").json(&control).send().await.unwrap();
+    assert_eq!(put.status(), StatusCode::OK);
+    let run = server.run("probe", json!({ "busy_ms": 300, "updates": 20 })).await;
+    let events = server.events(run["id"].as_str().unwrap()).await;
+    let mut nodes: Vec<&str> = events
+        .iter()
+        .filter(|event| event["kind"] == "step.update")
+        .map(|event| event["node"].as_str().unwrap())
+        .filter(|node| ["left", "right"].contains(node))
+        .collect();
+    assert_eq!(nodes.len(), 40, "{events:?}");
+    nodes.dedup();
+    assert_eq!(nodes.len(), 2, "one of the two came after the other: {nodes:?}");
+}
+
 #[tokio::test]
 async fn the_queue_goes_by_priority_and_then_by_age_and_survives_a_crash() {
     let control = json!({ "priority": "(.[1].publish // 0)", "concurrency": 1 });
