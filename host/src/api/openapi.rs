@@ -6,8 +6,8 @@ use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement
 use utoipa::{Modify, OpenApi};
 
 use super::{
-    admin, artifacts, channels, control, events, flow, providers, runs, secrets, settings, stream_tokens, triggers,
-    webhooks, wire, workflows,
+    admin, artifacts, channels, control, events, flow, providers, runs, secrets, settings, stream_tokens, tenants,
+    triggers, webhooks, wire, workflows,
 };
 
 #[derive(OpenApi)]
@@ -71,8 +71,11 @@ use super::{
         webhooks::delete,
         webhooks::deliveries,
         webhooks::retry,
-        admin::tenants,
-        admin::create_tenant,
+        tenants::usage,
+        tenants::list,
+        tenants::create,
+        tenants::get,
+        tenants::change,
         admin::keys,
         admin::create_key,
         admin::revoke_key,
@@ -102,6 +105,7 @@ impl Modify for Names {
             let operations = [
                 ("get", &mut item.get),
                 ("put", &mut item.put),
+                ("patch", &mut item.patch),
                 ("post", &mut item.post),
                 ("delete", &mut item.delete),
             ];
