@@ -1,5 +1,7 @@
 //! The journal on storage that crashes at every sync, and what it refuses.
 
+mod counts;
+
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::sync::{Arc, Condvar, Mutex};
@@ -90,6 +92,11 @@ impl Disk {
     pub(crate) fn hold(&self) -> Held<'_> {
         self.with(|image| image.held = true);
         Held(self)
+    }
+
+    /// How often it was synced.
+    pub(crate) fn syncs(&self) -> u64 {
+        self.with(|image| image.syncs)
     }
 
     /// What is on the disk after the power cut: the last sync, and any of the writes after it. `torn` decides which.
@@ -194,6 +201,10 @@ fn json(text: &str) -> Payload {
     Payload::Inline(Json::parse(text.to_owned()).unwrap())
 }
 
+fn sha256_of(bytes: &[u8]) -> Digest {
+    Digest::from_bytes(Sha256::digest(bytes).into())
+}
+
 fn batch(before: Option<&RunSummary>, first_seq: Seq, events: Vec<Event>, contents: Vec<Content>) -> Batch {
     let at = Timestamp::from_millis(1_000 + first_seq);
     let mut summary = RunSummary::after(before, first_seq, at, &events);
@@ -282,6 +293,8 @@ async fn work(journal: &Arc<RedbJournal>) -> BTreeMap<u8, Vec<Event>> {
 /// What must hold after any crash.
 async fn check(journal: &RedbJournal, acknowledged: &BTreeMap<u8, Vec<Event>>, what: &str) {
     let unfinished = journal.unfinished(None, 100).unwrap();
+    let tenant = key(0).tenant;
+    assert_eq!(journal.usage(&tenant).unwrap(), journal.recount(&tenant).unwrap(), "{what}: the counts are right");
     let entries = journal.channel(&channel(), &ChannelFilter::default(), 0, 1_000, usize::MAX).unwrap().entries;
     let cursors: Vec<u64> = entries.iter().map(|entry| entry.cursor).collect();
     assert_eq!(cursors, (1..=entries.len() as u64).collect::<Vec<u64>>(), "{what}: a channel has no gaps");
@@ -403,13 +416,10 @@ async fn retention_deletes_a_run_with_all_that_only_it_refers_to() {
         }
     }
     let before = |ms| Timestamp::from_millis(ms);
-    assert_eq!(journal.delete_runs_ended_before(&tenant, before(1_000)).await.unwrap(), 0);
-    assert_eq!(journal.delete_runs_ended_before(&tenant, before(2_000)).await.unwrap(), 2);
-    assert_eq!(
-        journal.delete_runs_ended_before(&tenant, before(u64::MAX)).await.unwrap(),
-        0,
-        "an unfinished run stays"
-    );
+    let delete = async |cutoff| journal.delete_runs_ended_before(&tenant, before(cutoff)).await.unwrap().runs;
+    assert_eq!(delete(1_000).await, 0);
+    assert_eq!(delete(2_000).await, 2);
+    assert_eq!(delete(u64::MAX).await, 0, "an unfinished run stays");
     let listed = journal.runs(&tenant, &RunFilter::default(), 10).unwrap();
     assert_eq!(listed.runs.iter().map(|(run, _)| *run).collect::<Vec<_>>(), [key(3).run]);
     assert_eq!(journal.read(&key(1), 0, usize::MAX).unwrap(), []);

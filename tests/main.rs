@@ -21,6 +21,7 @@ mod flow;
 mod graphs;
 mod hostile;
 mod journal;
+mod limits;
 mod outside;
 mod reference;
 mod shadow;

@@ -47,13 +47,15 @@ pub struct Failure {
 pub const INTERRUPTED: &str = "interrupted";
 /// The code of an attempt that the host could not run.
 pub const UNAVAILABLE: &str = "sandbox_unavailable";
+/// The code of an attempt that the journal had no room for: its tenant has as much there as it may.
+pub const JOURNAL_FULL: &str = "journal_full";
 
 impl Failure {
     /// Whether the host is at fault and not the step: such an attempt does not use up the policy's attempts. A step may
     /// use the same codes for what it likes.
     #[must_use]
     pub fn is_the_hosts(&self) -> bool {
-        self.source == FailureSource::Platform && matches!(self.code.as_str(), INTERRUPTED | UNAVAILABLE)
+        self.source == FailureSource::Platform && matches!(self.code.as_str(), INTERRUPTED | UNAVAILABLE | JOURNAL_FULL)
     }
 
     /// Whether the attempt was cut off because the host stopped. The next one starts at once.

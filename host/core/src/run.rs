@@ -149,11 +149,18 @@ const KEPT_BYTES: usize = 16 << 20;
 /// Bytes of a failure's message that the node which closes its fan-out is told.
 const TOLD_BYTES_MAX: usize = 256;
 
+fn most_events() -> Seq {
+    EVENTS_MAX
+}
+
 /// A run, as far as its events tell.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Run {
     #[serde(skip, default = "snapshot::any_graph")]
     pub(crate) graph: Arc<Graph>,
+    /// As many events as its tenant's runs may have. Nobody's state, so it is in no snapshot.
+    #[serde(skip, default = "most_events")]
+    pub(crate) events_max: Seq,
     /// `None` before the first event.
     pub(crate) status: Option<RunStatus>,
     last_seq: Seq,
@@ -397,6 +404,7 @@ impl Run {
     #[must_use]
     pub fn new(graph: Arc<Graph>) -> Self {
         let mut this = Self {
+            events_max: EVENTS_MAX,
             status: None,
             last_seq: 0,
             input: Payload::Inline(Json::null()),
@@ -431,6 +439,12 @@ impl Run {
     #[must_use]
     pub fn graph(&self) -> &Arc<Graph> {
         &self.graph
+    }
+
+    /// Lets it have fewer events than [`EVENTS_MAX`]; more are not to be had. A run that has more already fails at the next
+    /// thing that happens, unless that is its cancellation. In no snapshot: whoever takes a run up says it again.
+    pub fn limit_events(&mut self, events_max: Seq) {
+        self.events_max = events_max.min(EVENTS_MAX);
     }
 
     /// Where it stands; `None` before its first event.
@@ -611,11 +625,11 @@ impl Run {
     pub fn consequence(&self) -> Option<Event> {
         // A run becomes too long with what is on record, and not with what is refused for it: whoever was told that
         // something is on record will find it there.
-        self.next_consequence().or_else(|| self.is_too_long().then(too_long))
+        self.next_consequence().or_else(|| self.is_too_long().then(|| too_long(self.events_max)))
     }
 
     fn is_too_long(&self) -> bool {
-        self.last_seq >= EVENTS_MAX && !self.has_ended()
+        self.last_seq >= self.events_max && !self.has_ended()
     }
 
     fn next_consequence(&self) -> Option<Event> {
@@ -1482,8 +1496,8 @@ impl Run {
 }
 
 /// The end of a run with as many events as it may have.
-fn too_long() -> Event {
-    let message = format!("the run has {EVENTS_MAX} events, and no more are allowed");
+fn too_long(events_max: Seq) -> Event {
+    let message = format!("the run has {events_max} events, and no more are allowed");
     let failure = Failure::platform(FailureKind::Permanent, "run_too_long", message);
     Event::RunFailed { step: None, failure }
 }

@@ -1,4 +1,4 @@
-//! What the operator does: tenants and their keys.
+//! What the operator does: the keys of tenants. Tenants themselves are in [`super::tenants`].
 
 use axum::Json as Answer;
 use axum::body::Body;
@@ -9,54 +9,10 @@ use axum::response::{IntoResponse, Response};
 use super::App;
 use super::auth::{Operator, Segments};
 use super::problem::{self, Problem, ProblemBody};
-use super::wire::{ApiKeyBody, NewKey, NewKeyBody, NewTenant, Page, TenantBody};
-use crate::clock;
-use crate::journal::catalog::TenantRecord;
+use super::wire::{ApiKeyBody, NewKey, NewKeyBody, Page};
 
 /// Bytes of a body that has only a few small fields.
 const SMALL_BYTES_MAX: usize = 64 << 10;
-/// Days after its end that a run is deleted, when nothing else is said.
-pub(crate) const RETENTION_DAYS_DEFAULT: u32 = 30;
-/// The longest retention: ten years.
-const RETENTION_DAYS_MAX: u32 = 3650;
-
-/// Creates a tenant.
-#[utoipa::path(post, path = "/v1/admin/tenants", tag = "admin", request_body = NewTenant,
-    responses(
-        (status = 201, body = TenantBody),
-        (status = 409, description = "`tenant_exists`", body = ProblemBody),
-        (status = 422, description = "`invalid_body`", body = ProblemBody),
-    ))]
-pub(super) async fn create_tenant(
-    State(app): State<App>,
-    _: Operator,
-    headers: HeaderMap,
-    body: Body,
-) -> Result<Response, Problem> {
-    let body = problem::body(&headers, body, SMALL_BYTES_MAX).await?;
-    let NewTenant { id, retention_days } = problem::parse(&body)?;
-    let retention_days = retention_days.unwrap_or(RETENTION_DAYS_DEFAULT);
-    if !(1..=RETENTION_DAYS_MAX).contains(&retention_days) {
-        return Err(Problem::invalid("invalid_body", format!("retention_days is 1 to {RETENTION_DAYS_MAX}")));
-    }
-    let record = TenantRecord { id, created_at: clock::now(), retention_days };
-    if !app.journal.create_tenant(record.clone()).await? {
-        return Err(Problem::new(
-            StatusCode::CONFLICT,
-            "tenant_exists",
-            format!("there is a tenant `{}` already", record.id),
-        ));
-    }
-    tracing::info!(tenant = %record.id, "tenant created");
-    Ok((StatusCode::CREATED, Answer(TenantBody::from(record))).into_response())
-}
-
-/// All tenants.
-#[utoipa::path(get, path = "/v1/admin/tenants", tag = "admin", responses((status = 200, body = Page<TenantBody>)))]
-pub(super) async fn tenants(State(app): State<App>, _: Operator) -> Result<Answer<Page<TenantBody>>, Problem> {
-    Ok(Answer(Page::whole(app.journal.tenants()?.into_iter().map(TenantBody::from).collect())))
-}
-
 /// Creates an API key for a tenant. The answer is the only one that shows it.
 #[utoipa::path(post, path = "/v1/admin/keys", tag = "admin", request_body = NewKey,
     responses((status = 201, body = NewKeyBody), (status = 404, description = "`unknown_tenant`", body = ProblemBody)))]

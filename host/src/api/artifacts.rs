@@ -35,8 +35,8 @@ pub(super) async fn list(
     let key = tenant.run(&query(asked)?.run_id)?;
     app.journal.summary(&key)?.ok_or_else(Problem::unknown_run)?;
     let artifacts = super::events::fold(&app, &key, view::Artifacts::default(), view::Artifacts::see).await?;
-    let artifacts = artifacts.finish().into_iter().map(|artifact| ArtifactBody::of(&key, artifact));
-    Ok(Answer(Page::whole(artifacts.collect())))
+    let artifacts = artifacts.finish().into_iter().map(|artifact| ArtifactBody::of(&app.journal, &key, artifact));
+    Ok(Answer(Page::whole(artifacts.collect::<Result<_, _>>()?)))
 }
 
 /// A file. It stays as it is: it may be cached for ever. A rolled back file can still be fetched by its id.
@@ -45,6 +45,7 @@ pub(super) async fn list(
     responses(
         (status = 200, description = "The file, with the media type that its step gave it."),
         (status = 404, description = "`unknown_artifact`", body = ProblemBody),
+        (status = 410, description = "`artifact_expired`: it has outlived its retention.", body = ProblemBody),
     ))]
 pub(super) async fn get(
     State(app): State<App>,
@@ -59,7 +60,14 @@ pub(super) async fn get(
     let event = app.journal.read(&key, seq.saturating_sub(1), 1)?.into_iter().next();
     let event = event.filter(|recorded| recorded.seq == seq).map(|recorded| recorded.event);
     let Some(Event::StepArtifact { name, media_type, content, .. }) = event else { return Err(unknown()) };
-    let bytes = app.journal.content(&key.tenant, &content.sha256)?.ok_or_else(unknown)?;
+    // Its own reference counts: that another run has stored the same bytes later is nobody's business.
+    let bytes = match app.journal.refers_to(&key, &content.sha256)? {
+        true => app.journal.content(&key.tenant, &content.sha256)?,
+        false => None,
+    };
+    let expired =
+        || Problem::expired("artifact_expired", "the file has outlived its retention; its run is still there");
+    let bytes = bytes.ok_or_else(expired)?;
 
     let file_name = name.rsplit('/').next().unwrap_or_default();
     let mut response = bytes.into_response();

@@ -56,6 +56,7 @@ pub(super) struct SignalledBody {
     request_body(content = Object, description = "Any JSON of at most 256 KiB; `null` when it is left out."),
     responses(
         (status = 202, description = "The signal is taken.", body = SignalledBody),
+        (status = 403, description = "`journal_full`: the tenant has so much in the journal that its steps are not run", body = ProblemBody),
         (status = 404, description = "`unknown_run`", body = ProblemBody),
         (status = 409, description = "`run_ended`", body = ProblemBody),
         (status = 413, description = "`too_large`", body = ProblemBody),
@@ -200,9 +201,13 @@ pub(super) struct RerunBody<'a> {
     request_body = RerunBody,
     responses(
         (status = 202, description = "The new run is accepted.", body = RunBody),
+        (status = 403, description = "`journal_full`: the tenant has as much in the journal as it may (`bytes_max`)", body = ProblemBody),
         (status = 404, description = "`unknown_run`, `unknown_version`", body = ProblemBody),
         (status = 409, description = "`run_deleted`, `run_is_shadow`", body = ProblemBody),
+        (status = 410, description = "`content_expired`: its input, or a result that would be taken over, has outlived its retention", body = ProblemBody),
+        (status = 413, description = "`too_large`", body = ProblemBody),
         (status = 422, description = "`unknown_step`, `step_did_not_run`, `step_in_scope` (with `opener`), `invalid_input`, `invalid_body`, `idempotency_mismatch`", body = ProblemBody),
+        (status = 429, description = "`too_many_runs`", body = ProblemBody),
     ))]
 pub(super) async fn rerun(
     State(app): State<App>,

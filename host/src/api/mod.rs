@@ -22,6 +22,7 @@ mod settings;
 mod shadows;
 mod sse;
 mod stream_tokens;
+mod tenants;
 mod triggers;
 mod viewer;
 mod webhooks;
@@ -47,9 +48,9 @@ use crate::stream_tokens::StreamTokens;
 use crate::triggers::Triggers;
 use crate::vault::Vault;
 
-pub(crate) use self::admin::RETENTION_DAYS_DEFAULT;
 pub use self::openapi::document;
 pub(crate) use self::sse::{STREAMS_MAX, STREAMS_PER_TENANT_DEFAULT};
+pub(crate) use self::tenants::RETENTION_DAYS_DEFAULT;
 
 /// What handlers share.
 #[derive(Debug, Clone)]
@@ -129,7 +130,9 @@ pub fn router(app: App) -> Router {
         .route("/v1/webhooks/{name}", get(webhooks::get).put(webhooks::put).delete(webhooks::delete))
         .route("/v1/webhooks/{name}/deliveries", get(webhooks::deliveries))
         .route("/v1/webhooks/{name}/deliveries/{id}/retry", post(webhooks::retry))
-        .route("/v1/admin/tenants", get(admin::tenants).post(admin::create_tenant))
+        .route("/v1/usage", get(tenants::usage))
+        .route("/v1/admin/tenants", get(tenants::list).post(tenants::create))
+        .route("/v1/admin/tenants/{id}", get(tenants::get).patch(tenants::change))
         .route("/v1/admin/keys", get(admin::keys).post(admin::create_key))
         .route("/v1/admin/keys/{id}/revoke", post(admin::revoke_key))
         .fallback(|| async { problem::unknown_route() })

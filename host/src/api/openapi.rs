@@ -7,7 +7,7 @@ use utoipa::{Modify, OpenApi};
 
 use super::{
     admin, artifacts, channels, control, events, flow, providers, runs, secrets, settings, shadows, stream_tokens,
-    triggers, webhooks, wire, workflows,
+    tenants, triggers, webhooks, wire, workflows,
 };
 
 #[derive(OpenApi)]
@@ -76,8 +76,11 @@ use super::{
         webhooks::delete,
         webhooks::deliveries,
         webhooks::retry,
-        admin::tenants,
-        admin::create_tenant,
+        tenants::usage,
+        tenants::list,
+        tenants::create,
+        tenants::get,
+        tenants::change,
         admin::keys,
         admin::create_key,
         admin::revoke_key,
@@ -107,6 +110,7 @@ impl Modify for Names {
             let operations = [
                 ("get", &mut item.get),
                 ("put", &mut item.put),
+                ("patch", &mut item.patch),
                 ("post", &mut item.post),
                 ("delete", &mut item.delete),
             ];

@@ -114,7 +114,16 @@ impl Problem {
 
     fn too_large(bytes_max: usize) -> Self {
         let detail = format!("the request has more than {bytes_max} bytes");
+        Self::payload_too_large(detail, bytes_max as u64)
+    }
+
+    fn payload_too_large(detail: String, bytes_max: u64) -> Self {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", detail).with("bytes_max", bytes_max)
+    }
+
+    /// Something that was kept for as long as its tenant wants it.
+    pub(super) fn expired(code: &'static str, detail: &str) -> Self {
+        Self::new(StatusCode::GONE, code, detail)
     }
 }
 
@@ -165,6 +174,12 @@ impl From<JournalError> for Problem {
                 format!("what was asked for has been deleted; the first that exists is {first_seq}"),
             )
             .with("first_seq", first_seq),
+            JournalError::Full { bytes_max } => {
+                Self::new(StatusCode::FORBIDDEN, "journal_full", error.to_string()).with("bytes_max", bytes_max)
+            }
+            JournalError::TooManyRuns { runs_max } => {
+                Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many_runs", error.to_string()).with("runs_max", runs_max)
+            }
             JournalError::Closed => Self::unavailable("the host does not accept writes at present"),
             JournalError::Fenced { .. }
             | JournalError::TimeTaken // no request starts a run for a time
@@ -190,6 +205,7 @@ impl From<StartError> for Problem {
                 Self::invalid("invalid_input", detail).with("problems", problems_json(&problems))
             }
             StartError::CheckInput(CheckInputError::Guest(_)) => Self::invalid("input_not_checked", detail),
+            StartError::InputTooLarge { bytes_max } => Self::payload_too_large(detail, bytes_max),
             StartError::CheckInput(error) => {
                 tracing::error!(%error, "an input could not be checked");
                 Self::unavailable("the input cannot be checked at present")
@@ -221,6 +237,7 @@ impl From<ControlError> for Problem {
                 let detail = error.to_string();
                 Self::invalid("invalid_signal", detail).with("problems", problems_json(problems))
             }
+            ControlError::SignalTooLarge { bytes_max } => Self::payload_too_large(error.to_string(), bytes_max),
             ControlError::CheckSignal(CheckInputError::Guest(_)) => {
                 Self::invalid("signal_not_checked", error.to_string())
             }
@@ -267,6 +284,7 @@ impl From<RerunError> for Problem {
             RerunError::UnknownRun => Self::unknown_run(),
             RerunError::Shadow => Self::new(StatusCode::CONFLICT, "run_is_shadow", detail),
             RerunError::Start(error) => error.into(),
+            RerunError::Expired => Self::expired("content_expired", &detail),
             RerunError::Step(CannotRerun::UnknownStep(_)) => Self::invalid("unknown_step", detail),
             RerunError::Step(CannotRerun::DidNotRun(_)) => Self::invalid("step_did_not_run", detail),
             RerunError::Step(CannotRerun::WithinScope { opener, .. }) => {

@@ -65,10 +65,11 @@ pub(super) struct StartBody<'a> {
     responses(
         (status = 202, description = "The run is accepted.", body = RunBody),
         (status = 200, description = "With `Prefer: wait`: the run has ended.", body = RunBody),
+        (status = 403, description = "`journal_full`: the tenant has as much in the journal as it may (`bytes_max`)", body = ProblemBody),
         (status = 404, description = "`unknown_workflow`, `unknown_version`", body = ProblemBody),
         (status = 413, description = "`too_large`", body = ProblemBody),
         (status = 422, description = "`invalid_json`, `invalid_body`, `invalid_input` (with `problems` where the workflow has a schema), `input_not_checked`, `idempotency_mismatch`, `invalid_correlation`, `flow_control_failed` (an expression of the workflow's flow control has no usable value for the input)", body = ProblemBody),
-        (status = 429, description = "`rate_limited`: by the workflow's flow control; `Retry-After` says for how long", body = ProblemBody),
+        (status = 429, description = "`rate_limited`: by the workflow's flow control; `Retry-After` says for how long. `too_many_runs`: the tenant has as many that have not ended as it may (`runs_max`)", body = ProblemBody),
         (status = 503, description = "`unavailable`", body = ProblemBody),
     ))]
 pub(super) async fn start(

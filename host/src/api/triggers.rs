@@ -528,10 +528,12 @@ impl ActedBody {
     responses(
         (status = 202, description = "What the trigger did.", body = ActedBody),
         (status = 401, description = "`invalid_signature`, `expired_signature`", body = ProblemBody),
+        (status = 403, description = "`journal_full`", body = ProblemBody),
         (status = 404, description = "`unknown_run`", body = ProblemBody),
         (status = 409, description = "`replayed_webhook`, `run_ended`", body = ProblemBody),
         (status = 413, description = "`too_large`", body = ProblemBody),
         (status = 422, description = "`expression_failed` (with `field` and `cause`), `invalid_value`, `invalid_input`", body = ProblemBody),
+        (status = 429, description = "`too_many_runs`, `rate_limited`", body = ProblemBody),
     ))]
 pub(super) async fn hook(
     State(app): State<App>,
@@ -640,8 +642,10 @@ fn event_name(name: &str) -> Result<(), Problem> {
     responses(
         (status = 202, description = "What the triggers of the event did.", body = SentBody),
         (status = 400, description = "`invalid_idempotency_key`", body = ProblemBody),
+        (status = 403, description = "`journal_full`: some triggers may have done their work; send the event again when there is room", body = ProblemBody),
         (status = 413, description = "`too_large`", body = ProblemBody),
         (status = 422, description = "`invalid_json`, `invalid_body`, `idempotency_mismatch`", body = ProblemBody),
+        (status = 429, description = "`too_many_runs`: the same", body = ProblemBody),
         (status = 503, description = "`unavailable`: some triggers may have done their work; send the event again", body = ProblemBody),
     ))]
 pub(super) async fn send(
@@ -679,7 +683,8 @@ pub(super) async fn send(
         let Some(record) = record else { continue };
         match app.triggers.act(&tenant.0, &record, &occurrence).await {
             Ok(acted) => triggers.push(ActedBody::of(trigger, acted)),
-            Err(error) if error.may_pass() => return Err(error.into()),
+            // Nothing is answered for good, so whoever sends the event again starts what is missing.
+            Err(error) if error.may_pass() || error.is_of_limits() => return Err(error.into()),
             Err(error) => triggers.push(ActedBody::failed(trigger, &error)),
         }
     }

@@ -62,11 +62,16 @@ pub(super) struct WebhookBody {
     created_at: String,
     /// When it was last changed.
     updated_at: String,
+    /// Deliveries that are given up and kept, at most 10,000.
+    dead: u64,
+    /// Deliveries that were given up and are not kept any more, because there were more: those of the oldest runs.
+    dead_dropped: u64,
 }
 
-impl From<WebhookRecord> for WebhookBody {
-    fn from(record: WebhookRecord) -> Self {
-        Self {
+impl WebhookBody {
+    fn of(app: &App, tenant: &Tenant, record: WebhookRecord) -> Result<Self, Problem> {
+        let dead = app.journal.dead_deliveries(&tenant.0, &record.name)?;
+        Ok(Self {
             name: record.name,
             url: record.url,
             secret: record.secret,
@@ -74,7 +79,9 @@ impl From<WebhookRecord> for WebhookBody {
             on: record.on.into_iter().map(RunStatus::as_str).collect(),
             created_at: rfc3339(record.created_at),
             updated_at: rfc3339(record.updated_at),
-        }
+            dead: dead.kept,
+            dead_dropped: dead.dropped,
+        })
     }
 }
 
@@ -161,7 +168,7 @@ pub(super) async fn put(
     let record = WebhookRecord { name, url, secret, workflows, on, created_at: now, updated_at: now };
     let record = app.journal.put_webhook(&tenant.0, record).await?.map_err(Problem::from)?;
     tracing::info!(tenant = %tenant.0, webhook = record.name, "webhook set up");
-    Ok(Answer(record.into()))
+    WebhookBody::of(&app, &tenant, record).map(Answer)
 }
 
 /// A webhook.
@@ -173,14 +180,16 @@ pub(super) async fn get(
     tenant: Tenant,
     Segments(name): Segments<String>,
 ) -> Result<Answer<WebhookBody>, Problem> {
-    Ok(Answer(app.journal.webhook(&tenant.0, &name)?.ok_or_else(unknown_webhook)?.into()))
+    let record = app.journal.webhook(&tenant.0, &name)?.ok_or_else(unknown_webhook)?;
+    WebhookBody::of(&app, &tenant, record).map(Answer)
 }
 
 /// The tenant's webhooks, by name.
 #[utoipa::path(get, path = "/v1/webhooks", tag = "webhooks", responses((status = 200, body = Page<WebhookBody>)))]
 pub(super) async fn list(State(app): State<App>, tenant: Tenant) -> Result<Answer<Page<WebhookBody>>, Problem> {
     let webhooks = app.journal.webhooks(&tenant.0)?;
-    Ok(Answer(Page::whole(webhooks.into_iter().map(WebhookBody::from).collect())))
+    let webhooks = webhooks.into_iter().map(|record| WebhookBody::of(&app, &tenant, record));
+    Ok(Answer(Page::whole(webhooks.collect::<Result<_, _>>()?)))
 }
 
 /// Deletes a webhook. What it was not told yet, it is not told any more.

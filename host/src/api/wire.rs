@@ -4,6 +4,7 @@
 use serde::ser::{SerializeMap, Serializer};
 use serde::{Deserialize, Serialize};
 use stepwell_core::event::{ChildEnd, SuspendReason, Woke};
+use stepwell_core::json::ContentRef;
 use stepwell_core::view::{ArtifactView, AttemptView, SignalView, StepView};
 use stepwell_core::{
     Event, Failure, GraphSpec, Json, Payload, Recorded, RunId, RunKey, StepId, StepStatus, TenantId, Timestamp,
@@ -13,9 +14,9 @@ use utoipa::ToSchema;
 use super::problem::Problem;
 use crate::clock::rfc3339;
 use crate::driver::{artifact_id, read_payload};
-use crate::journal::catalog::{ApiKeyRecord, TenantRecord, VersionRecord, WorkflowRecord};
+use crate::journal::catalog::{ApiKeyRecord, VersionRecord, WorkflowRecord};
 use crate::journal::channels::ChannelEntry;
-use crate::journal::{Journal, JournalError, RunSummary};
+use crate::journal::{Journal, JournalError, RedbJournal, RunSummary};
 
 /// A list, or a part of one.
 #[derive(Debug, Serialize, ToSchema)]
@@ -74,6 +75,9 @@ pub(super) struct RunBody {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Object)]
     output: Option<Json>,
+    /// Its input or its output had more than 64 KiB and has outlived its retention, so it is not here.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    expired: bool,
     /// Why it failed. Not in lists.
     #[serde(skip_serializing_if = "Option::is_none")]
     failure: Option<FailureBody>,
@@ -126,6 +130,7 @@ impl RunBody {
             ended_at: summary.ended_at.map(rfc3339),
             input: None,
             output: None,
+            expired: false,
             failure: None,
             failure_code: summary.failure.as_ref().map(|failure| failure.code.clone()),
             failed_node: summary.failure.as_ref().and_then(|failure| Some(failure.step.as_ref()?.node.to_string())),
@@ -150,11 +155,15 @@ impl RunBody {
             Err(error) => Err(error),
         };
         if let Some(Event::RunQueued { input, .. }) = read(0)? {
-            body.input = Some(resolve(journal, key, &input)?);
+            body.input = resolve(journal, key, &input)?;
+            body.expired |= body.input.is_none();
         }
         if summary.status.is_terminal() {
             match read(summary.status_seq.saturating_sub(1))? {
-                Some(Event::RunCompleted { output }) => body.output = Some(resolve(journal, key, &output)?),
+                Some(Event::RunCompleted { output }) => {
+                    body.output = resolve(journal, key, &output)?;
+                    body.expired |= body.output.is_none();
+                }
                 Some(Event::RunFailed { step, failure }) => {
                     body.failed_node = step.map(|step| step.node.to_string());
                     body.failure = Some(FailureBody::from(&failure));
@@ -209,9 +218,9 @@ pub(super) struct SignalBody {
     /// The step that took it; missing while it waits to be taken.
     #[serde(skip_serializing_if = "Option::is_none")]
     taken_by: Option<String>,
-    /// What it says.
+    /// What it says; `null` when it had more than 64 KiB and has outlived its retention.
     #[schema(value_type = Object)]
-    payload: Json,
+    payload: Option<Json>,
 }
 
 impl SignalBody {
@@ -325,12 +334,16 @@ pub(super) struct ArtifactBody {
     sha256: String,
     /// When it was stored.
     created_at: String,
+    /// It has outlived its retention: its content is gone.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    expired: bool,
 }
 
 impl ArtifactBody {
-    pub(super) fn of(key: &RunKey, view: ArtifactView) -> Self {
+    pub(super) fn of(journal: &RedbJournal, key: &RunKey, view: ArtifactView) -> Result<Self, JournalError> {
         let id = artifact_id(key, view.seq);
-        Self {
+        Ok(Self {
+            expired: !journal.refers_to(key, &view.content.sha256)?,
             url: format!("/v1/artifacts/{id}"),
             id,
             run_id: key.run,
@@ -341,7 +354,7 @@ impl ArtifactBody {
             size_bytes: view.content.size_bytes,
             sha256: view.content.sha256.to_string(),
             created_at: rfc3339(view.at),
-        }
+        })
     }
 }
 
@@ -400,27 +413,6 @@ impl VersionBody {
     }
 }
 
-/// A tenant.
-#[derive(Debug, Serialize, ToSchema)]
-pub(super) struct TenantBody {
-    /// Its id.
-    id: String,
-    /// When it was created.
-    created_at: String,
-    /// Days after its end that a run is deleted.
-    retention_days: u32,
-}
-
-impl From<TenantRecord> for TenantBody {
-    fn from(record: TenantRecord) -> Self {
-        Self {
-            id: record.id.to_string(),
-            created_at: rfc3339(record.created_at),
-            retention_days: record.retention_days,
-        }
-    }
-}
-
 /// An API key, without the key.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct ApiKeyBody {
@@ -443,17 +435,6 @@ impl From<ApiKeyRecord> for ApiKeyBody {
             revoked_at: record.revoked_at.map(rfc3339),
         }
     }
-}
-
-/// What creates a tenant.
-#[derive(Debug, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct NewTenant {
-    /// `[a-z0-9-]`, 1 to 40 characters.
-    #[schema(value_type = String)]
-    pub(super) id: TenantId,
-    /// Days after its end that a run is deleted; 30 when it is left out.
-    pub(super) retention_days: Option<u32>,
 }
 
 /// What creates an API key.
@@ -482,6 +463,8 @@ pub(super) struct EventBody<'a> {
     recorded: &'a Recorded,
     /// The event's value, resolved where it is stored apart.
     value: Option<Json>,
+    /// What it was, where it has outlived its retention.
+    expired: Option<ContentRef>,
 }
 
 /// An event of a run: `seq`, `at`, `kind`, and what belongs to the kind.
@@ -563,10 +546,12 @@ pub(super) struct EventSchema {
     media_type: Option<String>,
     /// `step.call`: what was called outside, such as `http.send`.
     call: Option<String>,
-    /// `step.artifact`, `step.call`: bytes of its content, or of its answer.
+    /// `step.artifact`, `step.call`: bytes of its content, or of its answer. With `expired`, bytes of the value.
     size_bytes: Option<u64>,
-    /// `step.artifact`: SHA-256 of its content.
+    /// `step.artifact`: SHA-256 of its content. With `expired`, of the value.
     sha256: Option<String>,
+    /// The value had more than 64 KiB and has outlived its retention: `input`, `output` or `payload` is `null`.
+    expired: Option<bool>,
     /// `run.failed`, `step.failed`: why.
     failure: Option<FailureBody>,
     /// `step.failed`: whether another attempt follows.
@@ -595,8 +580,9 @@ impl<'a> EventBody<'a> {
             | Event::StepCompleted { output: payload, .. } => Some(payload),
             _ => None,
         };
-        let value = payload.map(|payload| resolve(journal, run, payload)).transpose()?;
-        Ok(Self { run, recorded, value })
+        let value = payload.map(|payload| resolve(journal, run, payload)).transpose()?.flatten();
+        let expired = payload.filter(|_| value.is_none()).and_then(Payload::stored).copied();
+        Ok(Self { run, recorded, value, expired })
     }
 }
 
@@ -729,6 +715,11 @@ impl Serialize for EventBody<'_> {
                 map.serialize_entry("last_seq", last_seq)?;
             }
         }
+        if let Some(ContentRef { sha256, size_bytes }) = &self.expired {
+            map.serialize_entry("expired", &true)?;
+            map.serialize_entry("size_bytes", size_bytes)?;
+            map.serialize_entry("sha256", sha256)?;
+        }
         map.end()
     }
 }
@@ -808,8 +799,14 @@ fn optional_time<M: SerializeMap>(map: &mut M, name: &'static str, at: Option<Ti
     optional(map, name, at.map(rfc3339))
 }
 
-fn resolve(journal: &impl Journal, key: &RunKey, payload: &Payload) -> Result<Json, Problem> {
-    read_payload(journal, key, payload.clone()).map_err(|why| {
+/// A value, wherever it is; `None` for one that has outlived its retention.
+fn resolve(journal: &impl Journal, key: &RunKey, payload: &Payload) -> Result<Option<Json>, Problem> {
+    if let Some(content) = payload.stored()
+        && journal.content(&key.tenant, &content.sha256)?.is_none()
+    {
+        return Ok(None);
+    }
+    read_payload(journal, key, payload.clone()).map(Some).map_err(|why| {
         tracing::error!(run = %key, why, "a stored value could not be read");
         Problem::internal()
     })

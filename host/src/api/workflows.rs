@@ -55,6 +55,7 @@ pub(super) struct DeployQuery {
         content((Vec<u8> = "application/wasm"), (serde_json::Value = "application/json"))),
     responses(
         (status = 201, description = "The version is stored.", body = VersionBody),
+        (status = 403, description = "`journal_full`: the tenant has as much in the journal as it may (`bytes_max`)", body = ProblemBody),
         (status = 413, description = "`too_large`", body = ProblemBody),
         (status = 422, description = "`not_a_component`, `core_module`, `invalid_component`, `forbidden_imports`, `wrong_exports`, `incompatible_component`, `describe_failed`, `invalid_graph` (with all `problems`), `compile_limit`, `invalid_name`, `unknown_delegate`, `too_many_delegates`", body = ProblemBody),
         (status = 400, description = "`invalid_query`", body = ProblemBody),

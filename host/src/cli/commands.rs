@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::{
     AdminCommand, AdminServer, EXIT_FAILED, EXIT_OK, KeyCommand, ProviderCommand, SecretCommand, Server, TenantCommand,
-    out,
+    out, tenants,
 };
 use crate::access::OPERATOR_KEY_FILE;
 use crate::client::{Client, EventLine};
@@ -37,7 +37,7 @@ impl Server {
 }
 
 impl AdminServer {
-    fn client(&self) -> anyhow::Result<Client> {
+    pub(super) fn client(&self) -> anyhow::Result<Client> {
         let key = match &self.operator_key {
             Some(key) => key.clone(),
             None => {
@@ -246,6 +246,10 @@ pub(super) async fn admin(command: AdminCommand) -> anyhow::Result<u8> {
                     text(tenant, "created_at")
                 ));
             }
+        }
+        AdminCommand::Tenant(TenantCommand::Show { id, server }) => tenants::show(&server, &id).await?,
+        AdminCommand::Tenant(TenantCommand::Set { id, settings, server }) => {
+            tenants::set(&server, &id, &settings).await?;
         }
         AdminCommand::Key(KeyCommand::Create { tenant, server }) => {
             let key = server.client()?.json(Method::POST, "/v1/admin/keys", Some(&json!({ "tenant": tenant }))).await?;

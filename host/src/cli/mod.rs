@@ -7,6 +7,7 @@ mod inspect;
 mod out;
 mod serve;
 mod shadow;
+mod tenants;
 mod triggers;
 
 use std::path::PathBuf;
@@ -260,6 +261,11 @@ enum Command {
     /// Sets up and deletes webhooks
     #[command(subcommand)]
     Webhook(NamedCommand),
+    /// Shows what this tenant uses and what it may use, as JSON
+    Usage {
+        #[command(flatten)]
+        server: Server,
+    },
     /// Sends an event to the triggers that wait for it
     Event {
         /// The event's name
@@ -398,6 +404,60 @@ enum TenantCommand {
         #[command(flatten)]
         server: AdminServer,
     },
+    /// Shows what a tenant uses and what it may use, as JSON
+    Show {
+        /// The tenant
+        id: String,
+        #[command(flatten)]
+        server: AdminServer,
+    },
+    /// Changes what a tenant may use and how long its runs are kept; `default` sets the default
+    Set {
+        /// The tenant
+        id: String,
+        #[command(flatten)]
+        settings: TenantSettings,
+        #[command(flatten)]
+        server: AdminServer,
+    },
+}
+
+/// What can be set for a tenant: a number, or `default`.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = true)]
+struct TenantSettings {
+    /// Days after its end that a run is deleted
+    #[arg(long, value_parser = setting)]
+    retention_days: Option<Setting>,
+    /// Days after its end that a run's files and large values are deleted
+    #[arg(long, value_parser = setting)]
+    artifact_retention_days: Option<Setting>,
+    /// Bytes that it may have in the journal
+    #[arg(long, value_parser = setting)]
+    journal_bytes: Option<Setting>,
+    /// Runs that have not ended
+    #[arg(long, value_parser = setting)]
+    unfinished_runs: Option<Setting>,
+    /// Events of one run
+    #[arg(long, value_parser = setting)]
+    run_events: Option<Setting>,
+    /// Bytes of an input or a signal
+    #[arg(long, value_parser = setting)]
+    input_bytes: Option<Setting>,
+    /// Bytes of one file
+    #[arg(long, value_parser = setting)]
+    artifact_bytes: Option<Setting>,
+}
+
+/// A number, or the default.
+#[derive(Debug, Clone, Copy)]
+struct Setting(Option<u64>);
+
+fn setting(text: &str) -> Result<Setting, String> {
+    match text {
+        "default" => Ok(Setting(None)),
+        number => number.parse().map(|number| Setting(Some(number))).map_err(|_| "a number, or `default`".to_owned()),
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -525,6 +585,7 @@ async fn dispatch(command: Command) -> anyhow::Result<u8> {
         Command::Webhooks { json, server } => triggers::webhooks(&server, json).await,
         Command::Webhook(command) => triggers::named(triggers::What::Webhook, command).await,
         Command::Event { name, data, id, server } => triggers::event(&server, &name, &data, id.as_deref()).await,
+        Command::Usage { server } => tenants::usage(&server).await,
         Command::Secret(command) => commands::secret(command).await,
         Command::Provider(command) => commands::provider(command).await,
         Command::Admin { command } => commands::admin(command).await,

@@ -21,6 +21,7 @@ use crate::cors::Origins;
 use crate::driver::{Driver, DriverConfig, Outside, UPDATES_PER_SECOND_DEFAULT};
 use crate::journal::RedbJournal;
 use crate::journal::catalog::TenantRecord;
+use crate::journal::limits::SetLimits;
 use crate::permits::Permits;
 use crate::sandbox::{Sandbox, SandboxConfig, compile};
 use crate::stream_tokens::StreamTokens;
@@ -233,7 +234,10 @@ async fn serve_until_told(args: ServeArgs) -> anyhow::Result<()> {
 async fn make_dev_tenant(journal: &RedbJournal, access: &Access) -> anyhow::Result<()> {
     let id: stepwell_core::TenantId = DEV.parse()?;
     let retention_days = api::RETENTION_DAYS_DEFAULT;
-    journal.create_tenant(TenantRecord { id: id.clone(), created_at: clock::now(), retention_days }).await?;
+    let limits = SetLimits::default();
+    let (created_at, artifact_retention_days) = (clock::now(), None);
+    let record = TenantRecord { id: id.clone(), created_at, retention_days, artifact_retention_days, limits };
+    journal.create_tenant(record).await?;
     access.allow_dev(id);
     Ok(())
 }

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use stepwell_core::event::{ChildEnd, ChildRef, ParentRef};
-use stepwell_core::{Event, RunId, RunKey, RunStatus, TenantId};
+use stepwell_core::{Event, Payload, RunId, RunKey, RunStatus, TenantId};
 use tokio::sync::oneshot;
 
 use super::placing::Origin;
@@ -40,10 +40,20 @@ pub(super) fn end_of(shared: &Shared, tenant: &TenantId, run: RunId) -> Result<O
     }
     let last = shared.journal.read(&key, summary.status_seq.saturating_sub(1), LAST_READ_BYTES)?.pop();
     Ok(Some(match last.map(|last| last.event) {
+        // Its parent would refer to it from then on, and cannot when its time is over.
+        Some(Event::RunCompleted { output }) if is_gone(shared, tenant, &output)? => {
+            let message = "the child's output has outlived its retention".to_owned();
+            ChildEnd::Failed { code: "output_expired".to_owned(), message }
+        }
         Some(Event::RunCompleted { output }) => ChildEnd::Completed { output },
         Some(Event::RunFailed { failure, .. }) => ChildEnd::Failed { code: failure.code, message: failure.message },
         _ => ChildEnd::Cancelled,
     }))
+}
+
+fn is_gone(shared: &Shared, tenant: &TenantId, output: &Payload) -> Result<bool, JournalError> {
+    let Some(content) = output.stored() else { return Ok(false) };
+    Ok(!shared.journal.has_content(tenant, &content.sha256)?)
 }
 
 /// Makes the run of a child, unless it is there.

@@ -15,13 +15,14 @@
 //!
 //! Runs share no lock but the registry's, which is split and held for a lookup. Read on: [`run_loop`], [`elements`] (the
 //! items of an `each`), [`record`] (what an attempt did before it was cut off or suspended), [`family`] (children and
-//! parents), [`flow`] (how many of a workflow's runs go at once), [`publish_rate`] (how fast a tenant may publish), [`timers`] (runs that wait and have no loop), [`rerun`] (runs that repeat others),
-//! [`shadow`] (runs that shadow others), [`outside`] (requests,
-//! models, secrets).
+//! parents), [`flow`] (how many of a workflow's runs go at once), [`publish_rate`] (how fast a tenant may publish),
+//! [`fullness`] (whether it has room in the journal), [`timers`] (runs that wait and have no loop), [`rerun`] (runs that
+//! repeat others), [`shadow`] (runs that shadow others), [`outside`] (requests, models, secrets).
 
 mod elements;
 mod family;
 mod flow;
+mod fullness;
 mod outside;
 mod placing;
 mod publish_rate;
@@ -49,6 +50,7 @@ use tokio_util::task::TaskTracker;
 
 use self::elements::Elements;
 use self::flow::Flow;
+use self::fullness::Fullness;
 pub use self::outside::Outside;
 use self::placing::Origin;
 use self::publish_rate::PublishRates;
@@ -106,6 +108,7 @@ struct Shared {
     woken: Permits,
     flow: Arc<Flow>,
     publish_rates: PublishRates,
+    fullness: Fullness,
     stopping: CancellationToken,
     loops: TaskTracker,
     grace: Duration,
@@ -144,6 +147,12 @@ pub enum StartError {
     /// A stored graph is not valid.
     #[error("the graph of version {0} is damaged")]
     Graph(Digest),
+    /// The tenant's inputs may have fewer bytes.
+    #[error("an input has at most {bytes_max} bytes")]
+    InputTooLarge {
+        /// How many.
+        bytes_max: u64,
+    },
     /// An expression of the workflow's flow control has no usable value for this input.
     #[error("the `{field}` of the workflow's flow control: {source}")]
     Flow {
@@ -207,6 +216,12 @@ pub enum ControlError {
     /// The workflow could not say whether the signal is right.
     #[error(transparent)]
     CheckSignal(#[from] CheckInputError),
+    /// The tenant's signals may have fewer bytes.
+    #[error("a signal has at most {bytes_max} bytes")]
+    SignalTooLarge {
+        /// How many.
+        bytes_max: u64,
+    },
 }
 
 impl Driver {
@@ -228,6 +243,7 @@ impl Driver {
             ),
             woken: Permits::new(timers::WOKEN_MAX, timers::WOKEN_PER_TENANT),
             publish_rates: PublishRates::new(config.updates_per_second),
+            fullness: Fullness::default(),
             stopping: CancellationToken::new(),
             loops: TaskTracker::new(),
             grace: config.grace,
@@ -506,7 +522,7 @@ impl Shared {
         Ok((version, self.graph(tenant, workflow, version)?))
     }
 
-    /// Asks a version whether it can do something with an input.
+    /// Whether an input is small enough, and its version can do something with it.
     async fn check_input(
         &self,
         tenant: &TenantId,
@@ -514,6 +530,10 @@ impl Shared {
         graph: &Graph,
         input: &Json,
     ) -> Result<(), StartError> {
+        let bytes_max = self.journal.limits(tenant).input_bytes;
+        if input.len_bytes() as u64 > bytes_max {
+            return Err(StartError::InputTooLarge { bytes_max });
+        }
         if graph.spec().input_schema.is_none() {
             return Ok(());
         }
@@ -523,8 +543,16 @@ impl Shared {
         if problems.is_empty() { Ok(()) } else { Err(StartError::InvalidInput(problems)) }
     }
 
-    /// Asks a run's version whether it can do something with a signal.
+    /// Whether there is room for a signal, and its run's version can do something with it. A run that waits may go on for
+    /// as long as its steps may.
     async fn check_signal(&self, key: &RunKey, name: &str, payload: &Json) -> Result<(), ControlError> {
+        let limits = self.journal.limits(&key.tenant);
+        if payload.len_bytes() as u64 > limits.input_bytes {
+            return Err(ControlError::SignalTooLarge { bytes_max: limits.input_bytes });
+        }
+        if fullness::look(&self.journal, &key.tenant)? {
+            return Err(JournalError::Full { bytes_max: limits.journal_bytes }.into());
+        }
         let summary = self.journal.summary(key)?.ok_or(ControlError::UnknownRun)?;
         if summary.status.is_terminal() {
             return Err(Refusal::Ended(summary.status).into());

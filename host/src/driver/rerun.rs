@@ -8,13 +8,13 @@ use std::sync::Arc;
 
 use stepwell_core::event::RerunRef;
 use stepwell_core::rerun::{CannotRerun, Results};
-use stepwell_core::{Digest, Event, Json, RunKey, Seq, StepId};
+use stepwell_core::{Digest, Event, Json, Payload, RunKey, Seq, StepId};
 
 use super::placing::Origin;
 use super::run_loop::{NewRun, read_payload};
 use super::{Driver, StartError, Started};
 use crate::clock;
-use crate::journal::{IdempotencyKey, Journal, JournalError};
+use crate::journal::{IdempotencyKey, Journal, JournalError, RedbJournal};
 
 /// Stored bytes read at once.
 const READ_BYTES: usize = 1 << 20;
@@ -44,6 +44,9 @@ pub enum RerunError {
     /// It cannot be repeated from that step.
     #[error(transparent)]
     Step(#[from] CannotRerun),
+    /// What it would begin with has outlived its retention.
+    #[error("the input, or a result that is taken over, has outlived its retention")]
+    Expired,
     /// The new run was not started.
     #[error(transparent)]
     Start(#[from] StartError),
@@ -53,6 +56,17 @@ impl From<JournalError> for RerunError {
     fn from(error: JournalError) -> Self {
         Self::Start(error.into())
     }
+}
+
+/// The input that a run began with.
+fn input_of(journal: &RedbJournal, key: &RunKey, input: Payload) -> Result<Json, RerunError> {
+    if let Some(content) = input.stored()
+        && !journal.has_content(&key.tenant, &content.sha256)?
+    {
+        return Err(RerunError::Expired);
+    }
+    let damaged = |reason| JournalError::Damaged { what: format!("the input of {key}"), reason };
+    Ok(read_payload(journal, key, input).map_err(damaged)?)
 }
 
 impl Driver {
@@ -78,9 +92,7 @@ impl Driver {
                 after = last.seq;
                 for recorded in &page {
                     if let Event::RunQueued { input, .. } = &recorded.event {
-                        let read = read_payload(&*journal, &of, input.clone());
-                        let damaged = |reason| JournalError::Damaged { what: format!("the input of {of}"), reason };
-                        queued_with = Some(read.map_err(damaged)?);
+                        queued_with = Some(input.clone());
                     }
                     results.see(recorded);
                 }
@@ -93,7 +105,16 @@ impl Driver {
             Some(step) => results.taken_over(&graph, step)?,
             None => Vec::new(),
         };
-        let input = input.or(before).unwrap_or_else(Json::null);
+        for content in taken_over.iter().filter_map(|result| result.output.stored()) {
+            if !shared.journal.has_content(&key.tenant, &content.sha256)? {
+                return Err(RerunError::Expired);
+            }
+        }
+        let input = match (input, before) {
+            (Some(input), _) => input,
+            (None, Some(before)) => input_of(&shared.journal, key, before)?,
+            (None, None) => Json::null(),
+        };
         shared.check_input(&key.tenant, version, &graph, &input).await?;
         let flow = shared.place(&key.tenant, &summary.workflow, &input, Origin::Inside).await?;
         let new = NewRun {

@@ -48,7 +48,7 @@ use crate::journal::{
 };
 use crate::permits::Permit;
 use crate::sandbox::{
-    Attempt, AttemptEnd, ChildError, Delegation, HostRefusal, Job, StepOutput, StoredArtifact, Waited,
+    Attempt, AttemptEnd, ChildError, Delegation, HostRefusal, Job, StepOutput, StoredArtifact, Waited, journal_full,
 };
 
 /// Bytes of staged events after which the loop takes no message until they are on disk. Steps wait for their answers
@@ -336,7 +336,8 @@ impl RunLoop {
                 // Another loop may have entered by now: its entry is not ours to remove.
                 Over::Left => return,
                 Over::Stopped => break,
-                Over::Lost(error @ JournalError::Fenced { .. }) => {
+                // Content of another run that has outlived its retention in this moment: whoever looks again sees that.
+                Over::Lost(error @ (JournalError::Fenced { .. } | JournalError::ContentGone(_))) => {
                     tracing::warn!(run = %key, %error, "a run is taken up anew");
                     drop(this);
                     begun = Self::recover(&shared, &key, &inbox);
@@ -376,6 +377,7 @@ impl RunLoop {
                 } = *run;
                 let mut this = Self::new(shared, key, inbox, graph);
                 this.shadow = shadow_of.map(|of| Shadowing::new(key, of));
+                this.run.limit_events(shared.journal.limits(&key.tenant).run_events);
                 let (place, admission) = match flow {
                     None => (None, None),
                     Some(Placed { id, place, admission }) => {
@@ -450,6 +452,7 @@ impl RunLoop {
             }
         }
         this.shadow = summary.shadow_of.map(|of| Shadowing::new(key, of));
+        this.run.limit_events(shared.journal.limits(&key.tenant).run_events);
         this.flow = summary.place.as_ref().map(|place| FlowId::new(&key.tenant, &summary.workflow, place));
         this.summary = Some(summary);
         this.durable = this.run.last_seq();
@@ -1083,6 +1086,13 @@ impl RunLoop {
         }
     }
 
+    /// Ends an attempt that was not begun.
+    fn not_run(&mut self, step: StepId, attempt: u32, spawn: u64, failure: Failure) {
+        let end = AttemptEnd { result: Err(failure), fuel_used: 0 };
+        drop(self.inbox.send(Message::AttemptEnded { step: step.clone(), attempt, spawn, end }));
+        self.attempts.insert(step, UnderWay { spawn, slot: self.slots.pop(), _attempt: Attempt::over() });
+    }
+
     fn start_attempt(&mut self, step: StepId, node: usize, attempt: u32, since: Seq) {
         let (Some(limits), Some(summary)) = (self.run.graph().node(node).map(|node| node.limits), &self.summary) else {
             return;
@@ -1097,10 +1107,10 @@ impl RunLoop {
             let message =
                 format!("the step needs {size} bytes of input and has {} bytes of memory", limits.memory_bytes);
             let failure = Failure::platform(FailureKind::Permanent, "input_too_large", message);
-            let end = AttemptEnd { result: Err(failure), fuel_used: 0 };
-            drop(self.inbox.send(Message::AttemptEnded { step: step.clone(), attempt, spawn, end }));
-            self.attempts.insert(step, UnderWay { spawn, slot: self.slots.pop(), _attempt: Attempt::over() });
-            return;
+            return self.not_run(step, attempt, spawn, failure);
+        }
+        if self.shared.fullness.is_beyond(&self.shared.journal, &self.key.tenant) {
+            return self.not_run(step, attempt, spawn, journal_full());
         }
         let (inbox, stopping) = (self.inbox.clone(), self.shared.stopping.clone());
         let host = Arc::new(LoopHost {

@@ -18,6 +18,7 @@ use super::registry::Inbox;
 use super::run_loop::{Message, NewChild};
 use super::shadow::Shadowing;
 use super::{Shared, StartError};
+use crate::journal::{JournalError, error_chain};
 use crate::sandbox::{
     Authorization, ChildError, ChildRequest, CompletionError, HostRefusal, StandIn, StepHost, StoredArtifact, Wait,
     Waited,
@@ -55,6 +56,26 @@ impl LoopHost {
         Err(if self.stopping.is_cancelled() { HostRefusal::Unavailable } else { HostRefusal::Cancelled })
     }
 
+    /// Whether the journal has no room for anything more of this tenant.
+    fn is_beyond(&self) -> bool {
+        let shared = self.shared.upgrade();
+        shared.is_some_and(|shared| shared.fullness.is_beyond(&shared.journal, &self.tenant))
+    }
+
+    /// Whether the tenant may store a file of this size. What is refused here is on record, so it may depend on the time.
+    fn may_store(&self, bytes: usize) -> Result<(), HostRefusal> {
+        let shared = self.shared.upgrade().ok_or(HostRefusal::Unavailable)?;
+        let limits = shared.journal.limits(&self.tenant);
+        if bytes as u64 > limits.artifact_bytes {
+            return Err(HostRefusal::TooLarge(limits.artifact_bytes));
+        }
+        let usage = shared.journal.usage(&self.tenant).map_err(|error| {
+            tracing::error!(tenant = %self.tenant, error = error_chain(&error), "what a tenant has could not be read");
+            HostRefusal::Unavailable
+        })?;
+        if usage.journal_bytes >= limits.journal_bytes { Err(HostRefusal::JournalFull) } else { Ok(()) }
+    }
+
     /// The child that a request asks for, if there can be one.
     async fn child_of(&self, request: ChildRequest) -> Result<Result<NewChild, ChildError>, HostRefusal> {
         let ChildRequest { workflow, version, input, detached } = request;
@@ -65,12 +86,24 @@ impl LoopHost {
             Err(_) => Ok(()),
         };
         Ok(match (resolved, checked) {
-            (Ok((version, _)), Ok(())) => Ok(NewChild { workflow, version, input, detached }),
+            (Ok((version, _)), Ok(())) => match shared.journal.may_start(&self.tenant) {
+                // A child belongs to what was accepted before the journal was full; its steps meet the margin like others.
+                Ok(()) | Err(JournalError::Full { .. }) => Ok(NewChild { workflow, version, input, detached }),
+                Err(JournalError::TooManyRuns { .. }) => Err(ChildError::TooManyRuns),
+                Err(error) => {
+                    tracing::error!(tenant = %self.tenant, error = error_chain(&error), "a child could not be looked at");
+                    return Err(HostRefusal::Unavailable);
+                }
+            },
             (Err(StartError::UnknownWorkflow(_)), _) => Err(ChildError::UnknownWorkflow),
             (Err(StartError::UnknownVersion(_)), _) => Err(ChildError::UnknownVersion),
-            (Ok(_), Err(error @ (StartError::InvalidInput(_) | StartError::CheckInput(_)))) => {
-                Err(ChildError::InvalidInput(error.to_string()))
-            }
+            (
+                Ok(_),
+                Err(
+                    error
+                    @ (StartError::InvalidInput(_) | StartError::CheckInput(_) | StartError::InputTooLarge { .. }),
+                ),
+            ) => Err(ChildError::InvalidInput(error.to_string())),
             (Err(error), _) | (Ok(_), Err(error)) => {
                 tracing::error!(tenant = %self.tenant, %error, "a child could not be looked at");
                 return Err(HostRefusal::Unavailable);
@@ -99,6 +132,9 @@ impl StepHost for LoopHost {
     }
 
     fn record(&self, call: &'static str, arguments: Digest, result: Json) -> BoxFuture<'_, Result<(), HostRefusal>> {
+        if self.is_beyond() {
+            return async { Err(HostRefusal::JournalFull) }.boxed();
+        }
         let (reply, answer) = oneshot::channel();
         let (step, attempt) = (self.step.clone(), self.attempt);
         self.ask(Message::RecordCall { step, attempt, call, arguments, result, reply }, answer).boxed()
@@ -110,6 +146,9 @@ impl StepHost for LoopHost {
             Message::Publish { step: self.step.clone(), attempt: self.attempt, topic, payload, within_call, reply };
         async move {
             self.rate.turn().await;
+            if self.is_beyond() {
+                return Err(HostRefusal::JournalFull);
+            }
             self.ask(message, answer).await
         }
         .boxed()
@@ -178,6 +217,9 @@ impl StepHost for LoopHost {
         media_type: String,
         bytes: Bytes,
     ) -> BoxFuture<'_, Result<StoredArtifact, HostRefusal>> {
+        if let Err(refused) = self.may_store(bytes.len()) {
+            return async move { Err(refused) }.boxed();
+        }
         let (reply, answer) = oneshot::channel();
         let (step, attempt) = (self.step.clone(), self.attempt);
         self.ask(Message::StoreArtifact { step, attempt, name, media_type, bytes, reply }, answer).boxed()

@@ -2,6 +2,7 @@
 //! writer, so that one file and one order hold everything.
 
 use std::collections::BTreeMap;
+use std::sync::PoisonError;
 
 use ::redb::{ReadableTable, ReadableTableMetadata, TableDefinition, TableHandle};
 use bytes::Bytes;
@@ -10,7 +11,9 @@ use serde::{Deserialize, Serialize};
 use stepwell_core::{Digest, GraphSpec, TenantId, Timestamp, WorkflowName};
 use utoipa::ToSchema;
 
+use super::limits::{Limits, SetLimits};
 use super::redb::{RedbJournal, parse, storage, to_json};
+use super::usage::{self, Change, entry};
 use super::writer::{Bytes2Bytes, put_content};
 use super::{Journal, JournalError, keys};
 
@@ -21,7 +24,7 @@ const API_KEYS: Bytes2Bytes = TableDefinition::new("api_keys");
 /// (tenant, workflow) → its record.
 const WORKFLOWS: Bytes2Bytes = TableDefinition::new("workflows");
 /// (tenant, workflow, version) → its record.
-const VERSIONS: Bytes2Bytes = TableDefinition::new("versions");
+pub(super) const VERSIONS: Bytes2Bytes = TableDefinition::new("versions");
 
 /// (tenant, name) → a secret's record.
 const SECRETS: Bytes2Bytes = TableDefinition::new("secrets");
@@ -40,6 +43,13 @@ pub struct TenantRecord {
     pub created_at: Timestamp,
     /// Days after its end that a run, with its events and content, is deleted.
     pub retention_days: u32,
+    /// Days after its end that a run's content is deleted: files, and values that are stored apart from their events. With
+    /// the run when there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub artifact_retention_days: Option<u32>,
+    /// What its operator has set.
+    #[serde(default)]
+    pub limits: SetLimits,
 }
 
 /// An API key, without the key.
@@ -239,15 +249,69 @@ impl RedbJournal {
     pub async fn create_tenant(&self, tenant: TenantRecord) -> Result<bool, JournalError> {
         let key = tenant.id.as_str().as_bytes().to_vec();
         let value = to_json(&tenant, "a tenant")?;
-        self.write(move |transaction| {
+        let created = self.write(move |transaction| {
             let mut table = transaction.open_table(TENANTS).map_err(storage("open the tenants"))?;
             let exists = table.get(key.as_slice()).map_err(storage("look for a tenant"))?.is_some();
             if !exists {
                 table.insert(key.as_slice(), value.as_slice()).map_err(storage("write a tenant"))?;
             }
             Ok(!exists)
-        })
-        .await
+        });
+        let created = created.await?;
+        self.read_limits_of(&tenant.id)?;
+        Ok(created)
+    }
+
+    /// Changes a tenant. `None` when there is none; after an error of `change` nothing has changed. When this returns, what it
+    /// says of limits holds for whatever is asked from here on.
+    pub async fn change_tenant<E: Send + 'static>(
+        &self,
+        id: &TenantId,
+        change: impl FnOnce(&mut TenantRecord) -> Result<(), E> + Send + 'static,
+    ) -> Result<Option<Result<TenantRecord, E>>, JournalError> {
+        let key = id.as_str().as_bytes().to_vec();
+        let changed = self.write(move |transaction| {
+            let mut table = transaction.open_table(TENANTS).map_err(storage("open the tenants"))?;
+            let found = table.get(key.as_slice()).map_err(storage("look for a tenant"))?;
+            let found =
+                found.map(|value| parse::<TenantRecord>(value.value(), || "a tenant".to_owned())).transpose()?;
+            let Some(mut record) = found else { return Ok(None) };
+            if let Err(refused) = change(&mut record) {
+                return Ok(Some(Err(refused)));
+            }
+            let value = to_json(&record, "a tenant")?;
+            table.insert(key.as_slice(), value.as_slice()).map_err(storage("write a tenant"))?;
+            Ok(Some(Ok(record)))
+        });
+        let changed = changed.await?;
+        self.read_limits_of(id)?;
+        Ok(changed)
+    }
+
+    /// What a tenant may have. From memory: asked for whatever it does.
+    #[must_use]
+    pub fn limits(&self, tenant: &TenantId) -> Limits {
+        self.limits.read().unwrap_or_else(PoisonError::into_inner).get(tenant).copied().unwrap_or_default()
+    }
+
+    /// Whether a tenant may have one more run.
+    pub fn may_start(&self, tenant: &TenantId) -> Result<(), JournalError> {
+        self.usage(tenant)?.admits(&self.limits(tenant))
+    }
+
+    pub(super) fn read_limits(&self) -> Result<(), JournalError> {
+        let limits = self.tenants()?.into_iter().map(|tenant| (tenant.id, tenant.limits.effective())).collect();
+        *self.limits.write().unwrap_or_else(PoisonError::into_inner) = limits;
+        Ok(())
+    }
+
+    fn read_limits_of(&self, id: &TenantId) -> Result<(), JournalError> {
+        // Read with the lock held: of two changes the later one stays.
+        let mut limits = self.limits.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(tenant) = self.tenant(id)? {
+            limits.insert(tenant.id, tenant.limits.effective());
+        }
+        Ok(())
     }
 
     /// A tenant.
@@ -297,7 +361,8 @@ impl RedbJournal {
     }
 
     /// Stores a version and its component. With `promote`, and when it is the workflow's first, it becomes the one that new runs
-    /// get. A version that was deployed under this name before keeps its record, which is returned.
+    /// get. A version that was deployed under this name before keeps its record, which is returned. [`JournalError::Full`] when
+    /// the tenant has as much as it may and the version is new.
     pub async fn put_version(
         &self,
         tenant: &TenantId,
@@ -312,7 +377,7 @@ impl RedbJournal {
         let content_key = keys::content(tenant, &record.version);
         // Content is kept while somebody refers to it. A run's id never starts with this byte before the year 10889.
         let referrer = [content_key.as_slice(), &[u8::MAX], name.as_str().as_bytes()].concat();
-        let name = name.clone();
+        let (name, tenant, limits) = (name.clone(), tenant.clone(), self.limits(tenant));
         self.write(move |transaction| {
             let mut versions = transaction.open_table(VERSIONS).map_err(storage("open the versions"))?;
             let stored = versions.get(version_key.as_slice()).map_err(storage("look for a version"))?;
@@ -320,9 +385,14 @@ impl RedbJournal {
             let record = match stored {
                 Some(record) => record,
                 None => {
+                    if usage::of(transaction, &tenant)?.journal_bytes >= limits.journal_bytes {
+                        return Err(JournalError::Full { bytes_max: limits.journal_bytes });
+                    }
                     let value = to_json(&record, "a version")?;
                     versions.insert(version_key.as_slice(), value.as_slice()).map_err(storage("write a version"))?;
-                    put_content(transaction, &content_key, &referrer, &component)?;
+                    let bytes = put_content(transaction, &content_key, &referrer, &component)?;
+                    let bytes = bytes + entry(&version_key, &value);
+                    usage::add(transaction, &tenant, Change { bytes, ..Change::default() })?;
                     record
                 }
             };

@@ -12,6 +12,7 @@ use ::redb::{ReadableTable, TableDefinition, WriteTransaction};
 use stepwell_core::{Event, Recorded, RunId, RunKey, Seq, TenantId, WorkflowName};
 
 use super::redb::{RedbJournal, parse, storage};
+use super::retention::Deletion;
 use super::tails::{Tail, TailState};
 use super::writer::{self, Bytes2Bytes, RECORDS, RUNS, Table};
 use super::{JournalError, RunSummary, keys, record};
@@ -188,18 +189,19 @@ impl<'t> ChannelTables<'t> {
     }
 }
 
-/// Deletes the entries of a run.
-pub(super) fn forget(transaction: &WriteTransaction, key: &RunKey, channel: &str) -> Result<(), JournalError> {
-    let failed = || storage("delete from a channel");
-    let ChannelTables { mut rows, mut by_run, .. } = ChannelTables::open(transaction)?;
-    let (first, last) = (keys::numbered(keys::run(key), 0), keys::numbered(keys::run(key), u64::MAX));
-    let found = by_run.range(first.as_slice()..=last.as_slice()).map_err(failed())?;
-    let found: Vec<u64> = found
-        .map(|entry| number(entry.map_err(storage("delete from a channel"))?.0.value()))
-        .collect::<Result<_, _>>()?;
-    for cursor in found {
-        rows.remove(keys::numbered(keys::named(&key.tenant, channel), cursor).as_slice()).map_err(failed())?;
-        by_run.remove(keys::numbered(keys::run(key), cursor).as_slice()).map_err(failed())?;
+/// Deletes the entries of a run, or as many as there is room for.
+pub(super) fn forget(
+    transaction: &WriteTransaction,
+    key: &RunKey,
+    channel: &str,
+    deletion: &mut Deletion,
+) -> Result<(), JournalError> {
+    let found = deletion.drain(transaction, RUN_CHANNEL_ROWS, &keys::starting_with(keys::run(key)))?;
+    let mut rows = transaction.open_table(CHANNEL_ROWS).map_err(storage("open the channels"))?;
+    for row in found {
+        let Ok(cursor) = number(&row) else { continue };
+        let row = keys::numbered(keys::named(&key.tenant, channel), cursor);
+        rows.remove(row.as_slice()).map_err(storage("delete from a channel"))?;
     }
     Ok(())
 }

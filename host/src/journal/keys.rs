@@ -64,6 +64,33 @@ pub(super) fn parse_wake(bytes: &[u8]) -> Option<(Timestamp, RunKey)> {
     Some((Timestamp::from_millis(u64::from_be_bytes(*at)), parse_run(run)?))
 }
 
+/// That a run has ended at a time.
+pub(super) fn ended(at: Timestamp, key: &RunKey) -> Vec<u8> {
+    let mut bytes = ended_before(&key.tenant, at);
+    bytes.extend_from_slice(key.run.as_bytes());
+    bytes
+}
+
+/// Where the runs of a tenant begin that have ended at a time or later.
+pub(super) fn ended_before(tenant: &TenantId, cutoff: Timestamp) -> Vec<u8> {
+    let mut bytes = texts(&[tenant.as_str()]);
+    bytes.extend_from_slice(&cutoff.as_millis().to_be_bytes());
+    bytes
+}
+
+/// The run that a key of [`ended`] names.
+pub(super) fn parse_ended(bytes: &[u8]) -> Option<RunKey> {
+    let tenant = tenant_of(bytes)?;
+    let (_at, run) = bytes.get(tenant.as_str().len() + 1..)?.split_first_chunk::<8>()?;
+    Some(RunKey { tenant, run: RunId::from_bytes(run.try_into().ok()?) })
+}
+
+/// The tenant that a key begins with.
+pub(super) fn tenant_of(bytes: &[u8]) -> Option<TenantId> {
+    let end = bytes.iter().position(|byte| *byte == END)?;
+    std::str::from_utf8(bytes.get(..end)?).ok()?.parse().ok()
+}
+
 /// Stored content.
 pub(super) fn content(tenant: &TenantId, sha256: &Digest) -> Vec<u8> {
     let mut bytes = texts(&[tenant.as_str()]);
@@ -150,6 +177,17 @@ mod tests {
         let range = of_tenant(&"a".parse().unwrap());
         assert!(range.contains(&run(&key("a", 0))) && range.contains(&record(&key("a", 255), u64::MAX)));
         assert!(!range.contains(&run(&key("a-b", 0))) && !range.contains(&run(&key("ab", 255))));
+    }
+
+    #[test]
+    fn the_key_of_an_ended_run_reads_back_and_sorts_by_time() {
+        let at = Timestamp::from_millis;
+        assert_eq!(parse_ended(&ended(at(7), &key("a-b", 9))), Some(key("a-b", 9)));
+        assert_eq!((parse_ended(b"a"), parse_ended(b"a\0short")), (None, None));
+        let a = "a".parse().unwrap();
+        let keys =
+            [of_tenant(&a).start, ended(at(1), &key("a", 255)), ended_before(&a, at(2)), ended(at(2), &key("a", 0))];
+        assert!(keys.is_sorted());
     }
 
     #[test]

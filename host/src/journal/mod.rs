@@ -9,21 +9,27 @@
 //! [`Journal`] is the small trait that the driver and the streams see. It asks for no transaction across runs and
 //! for no local order beyond one run, so that a replicated log can stand behind it as well. [`redb`] is the
 //! implementation: one file, one writer thread, one fsync for all that waits ([`writer`]).
+//! [`usage`] counts what each tenant has, [`limits`] says what it may have, and [`retention`] deletes what is old.
 //! [`channels`] has one order for many runs. [`catalog`] keeps what is not a run in the same file: tenants, keys, workflows, versions; and [`access`] what says who
 //! may read streams from a browser.
 
 pub mod access;
 pub mod catalog;
 pub mod channels;
+mod dead;
 pub mod due;
+mod ended;
 pub mod flow;
 mod keys;
+pub mod limits;
 mod record;
 pub mod redb;
-mod retention;
+pub mod retention;
 pub mod shadows;
 mod tails;
 pub mod triggers;
+mod upgrade;
+pub mod usage;
 mod writer;
 
 use std::sync::Arc;
@@ -38,6 +44,7 @@ use stepwell_core::{
     Digest, Event, NodeId, Recorded, RunId, RunKey, RunStatus, Seq, StepId, TenantId, Timestamp, WorkflowName,
 };
 
+pub use self::dead::{DEAD_MAX, DeadCounts};
 pub use self::flow::{Admission, FlowChange};
 pub use self::redb::RedbJournal;
 pub use self::tails::{Latest, Tail, TailState};
@@ -326,6 +333,18 @@ pub enum JournalError {
         #[source]
         source: Arc<::redb::Error>,
     },
+    /// The tenant has as much in the journal as it may.
+    #[error("the journal is full: it keeps at most {bytes_max} bytes of this tenant")]
+    Full {
+        /// Its limit.
+        bytes_max: u64,
+    },
+    /// The tenant has as many runs that have not ended as it may.
+    #[error("the tenant has {runs_max} runs that have not ended, as many as it may")]
+    TooManyRuns {
+        /// Its limit.
+        runs_max: u64,
+    },
     /// The writer has stopped, after a failed write or on the way down. Nothing is written any more.
     #[error("the journal does not accept writes any more")]
     Closed,
@@ -338,7 +357,8 @@ pub trait Journal: Send + Sync + 'static {
     /// Before: nothing is known of the run. After `Ok(New)`: its events are on disk, it is among the unfinished, and
     /// the idempotency key, if any, answers with it for [`IDEMPOTENCY_TTL_MS`], or has moved its trigger's mark. After
     /// `Ok(Existing)` and after an error nothing has changed. [`JournalError::RateLimited`] when its [`Admission`]
-    /// says so.
+    /// says so. [`JournalError::Full`] and [`JournalError::TooManyRuns`] refuse a run that is nobody's child; a child is
+    /// part of what was accepted, and whoever starts one asks before.
     fn create(
         &self,
         key: &RunKey,

@@ -1,7 +1,8 @@
 //! The journal in one file on this machine.
 
+use std::collections::HashMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
 
 use ::redb::{
@@ -16,11 +17,15 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::channels::{ChannelKey, Projection};
 use super::flow::{Admit, FlowId};
+use super::limits::Limits;
 use super::tails::{Tail, TailState, Tails};
+use super::usage::{self, Change};
 use super::writer::{
-    self, Append, CONTENTS, Idempotency, RECORDS, RUNS, Request, SNAPSHOTS, UNFINISHED, WAKES, Writer,
+    self, Append, CONTENTS, Idempotency, RECORDS, RUN_CONTENTS, RUNS, Request, SNAPSHOTS, UNFINISHED, WAKES, Writer,
 };
-use super::{Batch, Created, IdempotencyKey, Journal, JournalError, RunFilter, RunPage, RunSummary, keys, record};
+use super::{
+    Batch, Created, IdempotencyKey, Journal, JournalError, RunFilter, RunPage, RunSummary, keys, record, upgrade,
+};
 
 /// Pages of the file that are kept in memory. What is not in here is most likely in the system's own cache.
 const CACHE_BYTES: usize = 256 << 20;
@@ -30,7 +35,7 @@ const FORMAT: u64 = 1;
 const RUNS_SCANNED_MAX: usize = 10_000;
 
 /// "format" → [`FORMAT`], and other facts about the file itself.
-const META: TableDefinition<'static, &'static str, &'static [u8]> = TableDefinition::new("meta");
+pub(super) const META: TableDefinition<'static, &'static str, &'static [u8]> = TableDefinition::new("meta");
 
 /// The journal in a redb file. Dropping it waits until what was accepted is written.
 #[derive(Debug)]
@@ -43,6 +48,8 @@ pub struct RedbJournal {
     thread: Mutex<Option<JoinHandle<()>>>,
     broken: watch::Receiver<bool>,
     secret: [u8; 32],
+    /// What each tenant may have, as the table says.
+    pub(super) limits: RwLock<HashMap<TenantId, Limits>>,
 }
 
 /// Wraps what the storage said with what was attempted.
@@ -82,6 +89,7 @@ impl RedbJournal {
 
     fn start(database: Database) -> Result<Self, JournalError> {
         let secret = prepare(&database)?;
+        upgrade::fill(&database)?;
         let database = Arc::new(database);
         let (tails, channel_tails) = (Tails::new(), Tails::new());
         let (requests, queue) = mpsc::channel(writer::QUEUE_LEN);
@@ -89,7 +97,7 @@ impl RedbJournal {
         let writer = Writer::new(Arc::clone(&database), Arc::clone(&tails), Arc::clone(&channel_tails), broken_sender);
         let thread = std::thread::Builder::new().name("journal".to_owned()).spawn(move || writer.run(queue));
         let thread = thread.map_err(|error| storage("start its writer")(::redb::Error::Io(error)))?;
-        Ok(Self {
+        let this = Self {
             database,
             tails,
             channel_tails,
@@ -97,7 +105,10 @@ impl RedbJournal {
             thread: Mutex::new(Some(thread)),
             broken,
             secret,
-        })
+            limits: RwLock::default(),
+        };
+        this.read_limits()?;
+        Ok(this)
     }
 
     /// A secret of this installation, made with the file: what the host signs its own files with.
@@ -176,6 +187,9 @@ fn prepare(database: &Database) -> Result<[u8; 32], JournalError> {
             return Err(JournalError::UnknownFormat { found, known: FORMAT });
         }
         meta.insert("format", FORMAT.to_be_bytes().as_slice()).map_err(failed())?;
+        if found.is_none() {
+            upgrade::mark_done(&mut meta)?; // a new file has nothing to fill them with
+        }
         let stored = meta.get("secret").map_err(failed())?.and_then(|value| <[u8; 32]>::try_from(value.value()).ok());
         match stored {
             Some(secret) => secret,
@@ -193,6 +207,9 @@ fn prepare(database: &Database) -> Result<[u8; 32], JournalError> {
         super::channels::TABLES,
         super::triggers::TABLES,
         super::shadows::TABLES,
+        super::dead::TABLES,
+        super::ended::TABLES,
+        super::usage::TABLES,
         super::flow::TABLES,
     ];
     for table in tables.into_iter().flatten().chain(writer::TABLES) {
@@ -210,6 +227,7 @@ impl Journal for RedbJournal {
         idempotency: Option<IdempotencyKey>,
     ) -> BoxFuture<'_, Result<Created, JournalError>> {
         let at = batch.at;
+        let is_child = batch.summary.as_ref().is_some_and(|summary| summary.parent.is_some());
         let admit = batch.flow.as_ref().zip(batch.admission).map(|(change, admission)| {
             let id = FlowId::new(&key.tenant, &change.workflow, &change.place);
             Box::new(Admit { id, key: change.place.key.clone(), admission })
@@ -217,7 +235,8 @@ impl Journal for RedbJournal {
         let append = encode(key.clone(), 0, batch);
         let tenant = key.tenant.clone();
         async move {
-            let (append, workflow) = append?;
+            let (mut append, workflow) = append?;
+            append.limits = (!is_child).then(|| self.limits(&tenant));
             let idempotency = idempotency.zip(workflow).map(|(wanted, workflow)| {
                 let hash = Digest::from_bytes(Sha256::digest(wanted.key.as_bytes()).into());
                 Box::new(Idempotency { key: keys::idempotency(&tenant, &workflow, &hash), wanted })
@@ -335,14 +354,18 @@ impl Journal for RedbJournal {
     }
 
     fn put_snapshot(&self, key: &RunKey, seq: Seq, bytes: Vec<u8>) -> BoxFuture<'_, Result<(), JournalError>> {
-        let run = keys::run(key);
+        let (run, tenant) = (keys::run(key), key.tenant.clone());
         let value = [seq.to_be_bytes().as_slice(), &bytes].concat();
         self.write(move |transaction| {
             // A run that was deleted meanwhile has no use for it.
             let runs = transaction.open_table(RUNS).map_err(storage("open the runs"))?;
             if runs.get(run.as_slice()).map_err(storage("look for a run"))?.is_some() {
                 let mut snapshots = transaction.open_table(SNAPSHOTS).map_err(storage("open the snapshots"))?;
-                snapshots.insert(run.as_slice(), value.as_slice()).map_err(storage("write a snapshot"))?;
+                let before = snapshots.insert(run.as_slice(), value.as_slice()).map_err(storage("write a snapshot"))?;
+                let before = before.map_or(0, |before| usage::entry(&run, before.value()));
+                drop(snapshots);
+                let bytes = usage::entry(&run, &value) - before;
+                usage::add(transaction, &tenant, Change { bytes, ..Change::default() })?;
             }
             Ok(())
         })
@@ -394,6 +417,22 @@ impl Journal for RedbJournal {
     }
 }
 
+impl RedbJournal {
+    /// Whether some event of the tenant refers to content. What [`content`](Journal::content) reads, without reading it.
+    pub fn has_content(&self, tenant: &TenantId, sha256: &Digest) -> Result<bool, JournalError> {
+        let contents = self.reader()?.open_table(CONTENTS).map_err(storage("open the contents"))?;
+        Ok(contents.get(keys::content(tenant, sha256).as_slice()).map_err(storage("look for content"))?.is_some())
+    }
+
+    /// Whether a run still refers to content. It does not any more when its content has outlived its retention, even where
+    /// another run of the tenant has the same.
+    pub fn refers_to(&self, key: &RunKey, sha256: &Digest) -> Result<bool, JournalError> {
+        let references = self.reader()?.open_table(RUN_CONTENTS).map_err(storage("open the references"))?;
+        let found = references.get(keys::run_content(key, sha256).as_slice());
+        Ok(found.map_err(storage("look for a reference"))?.is_some())
+    }
+}
+
 /// A batch in the form the writer takes, and the workflow of a new run.
 fn encode(
     key: RunKey,
@@ -405,10 +444,27 @@ fn encode(
     let workflow = batch.summary.as_ref().map(|summary| summary.workflow.clone());
     let summary = batch.summary.as_ref().map(|summary| to_json(summary, "a run's summary")).transpose()?;
     let events = batch.events.len() as u64;
-    let Batch { contents, references, listed, wake, channel, flow, events: of, .. } = batch;
-    let channel = Projection::of(channel, last_seq, &of);
+    let Batch { at, contents, references, listed, wake, channel: channel_name, flow, events: of, .. } = batch;
+    let channel = Projection::of(channel_name.clone(), last_seq, &of);
+    let limits = None;
     Ok((
-        Append { key, last_seq, events, record, contents, references, summary, ended, listed, wake, channel, flow },
+        Append {
+            key,
+            last_seq,
+            events,
+            record,
+            contents,
+            references,
+            summary,
+            ended,
+            at,
+            channel_name,
+            limits,
+            listed,
+            wake,
+            channel,
+            flow,
+        },
         workflow,
     ))
 }

@@ -1,49 +1,95 @@
 //! What is deleted, and when: runs whose tenant keeps them no longer, with their events and the content that nobody
-//! else refers to; and idempotency keys that no longer answer.
+//! else refers to; before that, if the tenant wants it, their content alone; and idempotency keys that no longer answer.
+//!
+//! Keeps: a transaction deletes at most [`DELETED_MAX`] entries, whatever a run has. A run that has more is gone for
+//! everybody with the first of them, and stays on the list of ended runs until the last.
+
+use std::ops::Range;
 
 use ::redb::{ReadableTable, WriteTransaction};
-use stepwell_core::{RunKey, TenantId, Timestamp};
+use stepwell_core::{Digest, RunKey, TenantId, Timestamp};
 
+use super::ended::{ENDED, ENDED_CONTENTS, Listed, oldest};
 use super::redb::{RedbJournal, parse, storage};
+use super::usage::{self, Change, entry};
 use super::writer::{
-    CONTENT_RUNS, CONTENTS, IDEMPOTENCY, IDEMPOTENCY_BY_TIME, IdempotencyEntry, RECORDS, RUN_CONTENTS, RUNS, SNAPSHOTS,
+    Bytes2Bytes, CONTENT_RUNS, CONTENTS, IDEMPOTENCY, IDEMPOTENCY_BY_TIME, IdempotencyEntry, RECORDS, RUN_CONTENTS,
+    RUNS, SNAPSHOTS, UNFINISHED,
 };
-use super::{IDEMPOTENCY_TTL_MS, JournalError, RunSummary, channels, keys, shadows};
+use super::{IDEMPOTENCY_TTL_MS, JournalError, RunSummary, channels, keys, shadows, triggers};
 
-/// Runs deleted in one transaction. Others wait for it, so it is few: an ordinary run takes microseconds, but one with
-/// tens of thousands of updates takes tens of milliseconds.
-const RUNS_DELETED_MAX: usize = 20;
+/// Entries deleted in one transaction. Others wait for it, so it is what takes some milliseconds.
+const DELETED_MAX: usize = 2_000;
 /// Idempotency keys deleted in one transaction.
 const KEYS_DELETED_MAX: usize = 500;
 
+/// What one transaction has deleted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Deleted {
+    /// Runs of which nothing is left, or no content.
+    pub runs: usize,
+    /// Whether there may be more to delete.
+    pub more: bool,
+}
+
 impl RedbJournal {
-    /// Deletes runs of a tenant that ended before `cutoff`, oldest first, a bounded number at a time. Returns how
-    /// many; less than the last call's could have been means that none is left for now.
-    pub async fn delete_runs_ended_before(&self, tenant: &TenantId, cutoff: Timestamp) -> Result<usize, JournalError> {
-        let expired = self.runs_ended_before(tenant, cutoff)?;
-        let count = expired.len();
-        if count > 0 {
-            self.write(move |transaction| expired.iter().try_for_each(|key| delete_run(transaction, key))).await?;
-        }
-        Ok(count)
+    /// Deletes runs of a tenant that ended before `cutoff`, those that ended first at first, a bounded number of entries at
+    /// a time.
+    pub async fn delete_runs_ended_before(
+        &self,
+        tenant: &TenantId,
+        cutoff: Timestamp,
+    ) -> Result<Deleted, JournalError> {
+        self.delete_ended(ENDED, tenant, cutoff, delete_run).await
     }
 
-    fn runs_ended_before(&self, tenant: &TenantId, cutoff: Timestamp) -> Result<Vec<RunKey>, JournalError> {
-        let runs = self.reader()?.open_table(RUNS).map_err(storage("open the runs"))?;
-        let range = keys::of_tenant(tenant);
-        let mut expired = Vec::new();
-        for entry in runs.range(range.start.as_slice()..range.end.as_slice()).map_err(storage("list runs"))? {
-            let (key, value) = entry.map_err(storage("list runs"))?;
-            let summary: RunSummary = parse(value.value(), || "a run's summary".to_owned())?;
-            // Keys are in the order of creation, and no run ends before it is created.
-            if summary.created_at >= cutoff || expired.len() == RUNS_DELETED_MAX {
-                break;
-            }
-            if summary.ended_at.is_some_and(|ended| ended < cutoff) {
-                expired.extend(keys::parse_run(key.value()));
-            }
+    /// Deletes the content of a tenant's runs that ended before `cutoff`: files, and values that are stored apart from their
+    /// events. The runs and their events stay.
+    pub async fn delete_contents_ended_before(
+        &self,
+        tenant: &TenantId,
+        cutoff: Timestamp,
+    ) -> Result<Deleted, JournalError> {
+        self.delete_ended(ENDED_CONTENTS, tenant, cutoff, |transaction, listed, batch| {
+            delete_contents(transaction, &listed.run, batch)
+        })
+        .await
+    }
+
+    async fn delete_ended(
+        &self,
+        list: Bytes2Bytes,
+        tenant: &TenantId,
+        cutoff: Timestamp,
+        delete: impl Fn(&WriteTransaction, &Listed, &mut Deletion) -> Result<(), JournalError> + Send + 'static,
+    ) -> Result<Deleted, JournalError> {
+        // Looked at without a write first: mostly there is nothing.
+        let ended = self.reader()?.open_table(list).map_err(storage("open the ended runs"))?;
+        if oldest(&ended, tenant, cutoff)?.is_none() {
+            return Ok(Deleted::default());
         }
-        Ok(expired)
+        let tenant = tenant.clone();
+        self.write(move |transaction| {
+            let mut deletion = Deletion { room: DELETED_MAX, bytes: 0 };
+            let mut runs = 0;
+            let more = loop {
+                let listed = {
+                    let ended = transaction.open_table(list).map_err(storage("open the ended runs"))?;
+                    oldest(&ended, &tenant, cutoff)?
+                };
+                let Some(listed) = listed else { break false };
+                delete(transaction, &listed, &mut deletion)?;
+                if deletion.room == 0 {
+                    break true; // something may be left of it
+                }
+                let mut ended = transaction.open_table(list).map_err(storage("open the ended runs"))?;
+                ended.remove(listed.key.as_slice()).map_err(storage("delete an ended run"))?;
+                runs += 1;
+            };
+            usage::add(transaction, &tenant, deletion.change())?;
+            Ok(Deleted { runs, more })
+        })
+        .await
     }
 
     /// Deletes idempotency keys that no longer answer, a bounded number at a time. Returns how many.
@@ -76,40 +122,110 @@ impl RedbJournal {
     }
 }
 
-fn delete_run(transaction: &WriteTransaction, key: &RunKey) -> Result<(), JournalError> {
-    let failed = || storage("delete a run");
-    let run = keys::run(key);
-    let open = |table| transaction.open_table(table).map_err(storage("open a table"));
-    open(SNAPSHOTS)?.remove(run.as_slice()).map_err(failed())?;
-    let summary = open(RUNS)?.remove(run.as_slice()).map_err(failed())?.map(|value| value.value().to_vec());
-    let summary = summary.map(|value| parse::<RunSummary>(&value, || format!("the summary of {key}"))).transpose()?;
-    if let Some(summary) = summary {
-        if let Some(channel) = summary.channel {
-            channels::forget(transaction, key, &channel)?;
-        }
-        shadows::forget(transaction, key, &summary.workflow)?;
-    }
-    let records = keys::record(key, 0)..keys::record(key, u64::MAX);
-    open(RECORDS)?.retain_in(records.start.as_slice()..=records.end.as_slice(), |_, _| false).map_err(failed())?;
+/// How much a transaction may still delete, and what it has freed.
+pub(super) struct Deletion {
+    /// Entries. 0 means that something may be left over.
+    room: usize,
+    bytes: i64,
+}
 
-    let mut by_run = open(RUN_CONTENTS)?;
-    let referred = keys::starting_with(run.clone());
-    let referred: Vec<Vec<u8>> = by_run
-        .range(referred.start.as_slice()..referred.end.as_slice())
-        .map_err(failed())?
-        .map(|entry| Ok(entry.map_err(storage("delete a run"))?.0.value().to_vec()))
-        .collect::<Result<_, JournalError>>()?;
-    for reference in referred {
-        by_run.remove(reference.as_slice()).map_err(failed())?;
+impl Deletion {
+    fn change(&self) -> Change {
+        Change { bytes: -self.bytes, unfinished_runs: 0 }
+    }
+
+    /// Deletes entries of a table, as many as there is room for, and returns their keys.
+    pub(super) fn drain(
+        &mut self,
+        transaction: &WriteTransaction,
+        table: Bytes2Bytes,
+        range: &Range<Vec<u8>>,
+    ) -> Result<Vec<Vec<u8>>, JournalError> {
+        let counts = usage::COUNTED.iter().any(|counted| same(counted, &table));
+        let mut table = transaction.open_table(table).map_err(storage("open a table"))?;
+        let mut found = Vec::new();
+        for next in table.range(range.start.as_slice()..range.end.as_slice()).map_err(storage("delete entries"))? {
+            if found.len() == self.room {
+                break;
+            }
+            let (key, value) = next.map_err(storage("delete entries"))?;
+            self.bytes += if counts { entry(key.value(), value.value()) } else { 0 };
+            found.push(key.value().to_vec());
+        }
+        for key in &found {
+            table.remove(key.as_slice()).map_err(storage("delete entries"))?;
+        }
+        self.room -= found.len();
+        Ok(found)
+    }
+
+    /// Deletes one entry, which costs no room: there are few of them for each run.
+    fn remove(&mut self, transaction: &WriteTransaction, table: Bytes2Bytes, key: &[u8]) -> Result<(), JournalError> {
+        let counts = usage::COUNTED.iter().any(|counted| same(counted, &table));
+        let mut table = transaction.open_table(table).map_err(storage("open a table"))?;
+        let removed = table.remove(key).map_err(storage("delete an entry"))?;
+        if let Some(value) = removed.filter(|_| counts) {
+            self.bytes += entry(key, value.value());
+        }
+        Ok(())
+    }
+}
+
+fn same(one: &Bytes2Bytes, other: &Bytes2Bytes) -> bool {
+    use ::redb::TableHandle;
+    one.name() == other.name()
+}
+
+/// Deletes a run, or as much of it as there is room for.
+fn delete_run(transaction: &WriteTransaction, listed: &Listed, deletion: &mut Deletion) -> Result<(), JournalError> {
+    let run = keys::run(&listed.run);
+    deletion.room -= 1;
+    forget_shadow(transaction, &listed.run)?;
+    // First of all nobody finds it any more: a run with a part of its events is nothing to show.
+    for table in [RUNS, SNAPSHOTS, UNFINISHED] {
+        deletion.remove(transaction, table, &run)?;
+    }
+    triggers::forget_deliveries(transaction, &listed.run)?;
+    if let Some(channel) = &listed.channel {
+        channels::forget(transaction, &listed.run, channel, deletion)?;
+    }
+    deletion.drain(transaction, RECORDS, &keys::starting_with(run))?;
+    delete_contents(transaction, &listed.run, deletion)?;
+    if deletion.room > 0 {
+        deletion.remove(transaction, ENDED_CONTENTS, &listed.key)?;
+    }
+    Ok(())
+}
+
+/// Deletes what came of a run and its shadow, if it has one.
+fn forget_shadow(transaction: &WriteTransaction, key: &RunKey) -> Result<(), JournalError> {
+    let summary = {
+        let runs = transaction.open_table(RUNS).map_err(storage("open the runs"))?;
+        let found = runs.get(keys::run(key).as_slice()).map_err(storage("look for a run"))?;
+        found.map(|value| value.value().to_vec())
+    };
+    // Gone when a part of the run was deleted before.
+    let Some(summary) = summary else { return Ok(()) };
+    let summary: RunSummary = parse(&summary, || format!("the summary of {key}"))?;
+    shadows::forget(transaction, key, &summary.workflow)
+}
+
+/// Deletes what a run refers to and nobody else does, or as much of it as there is room for.
+fn delete_contents(transaction: &WriteTransaction, key: &RunKey, deletion: &mut Deletion) -> Result<(), JournalError> {
+    let references = deletion.drain(transaction, RUN_CONTENTS, &keys::starting_with(keys::run(key)))?;
+    for reference in references {
         let Some(sha256) = reference.last_chunk::<32>() else { continue };
-        let sha256 = stepwell_core::Digest::from_bytes(*sha256);
-        let mut referrers = open(CONTENT_RUNS)?;
-        referrers.remove(keys::content_run(key, &sha256).as_slice()).map_err(failed())?;
+        let sha256 = Digest::from_bytes(*sha256);
         let content = keys::content(&key.tenant, &sha256);
-        let others = keys::starting_with(content.clone());
-        let kept = referrers.range(others.start.as_slice()..others.end.as_slice()).map_err(failed())?.next().is_some();
-        if !kept {
-            open(CONTENTS)?.remove(content.as_slice()).map_err(failed())?;
+        let is_kept = {
+            let mut referrers = transaction.open_table(CONTENT_RUNS).map_err(storage("open the references"))?;
+            referrers.remove(keys::content_run(key, &sha256).as_slice()).map_err(storage("delete a reference"))?;
+            let others = keys::starting_with(content.clone());
+            let others = referrers.range(others.start.as_slice()..others.end.as_slice());
+            others.map_err(storage("look for references"))?.next().is_some()
+        };
+        if !is_kept {
+            deletion.remove(transaction, CONTENTS, &content)?;
         }
     }
     Ok(())

@@ -17,16 +17,16 @@ use utoipa::ToSchema;
 use super::due::{DueList, Lane};
 use super::redb::{RedbJournal, parse, storage, to_json};
 use super::writer::{Bytes2Bytes, Table};
-use super::{IDEMPOTENCY_TTL_MS, JournalError, RunSummary, keys};
+use super::{IDEMPOTENCY_TTL_MS, JournalError, RunSummary, dead, keys};
 
 /// (tenant, name) → a trigger's record.
-const TRIGGERS: Bytes2Bytes = TableDefinition::new("triggers");
+pub(super) const TRIGGERS: Bytes2Bytes = TableDefinition::new("triggers");
 /// (tenant, name) → how far a trigger has come.
-const TRIGGER_MARKS: Bytes2Bytes = TableDefinition::new("trigger_marks");
+pub(super) const TRIGGER_MARKS: Bytes2Bytes = TableDefinition::new("trigger_marks");
 /// (tenant, event, name) of each trigger that waits for an event.
-const EVENT_TRIGGERS: Bytes2Bytes = TableDefinition::new("event_triggers");
+pub(super) const EVENT_TRIGGERS: Bytes2Bytes = TableDefinition::new("event_triggers");
 /// The triggers that are to fire. A tenant's take turns with those of others, in one lane.
-const FIRING: DueList = DueList {
+pub(super) const FIRING: DueList = DueList {
     entries: TableDefinition::new("triggers_to_fire"),
     turns: TableDefinition::new("triggers_to_fire_turns"),
 };
@@ -35,14 +35,14 @@ const EVENTS: Bytes2Bytes = TableDefinition::new("sent_events");
 /// (time, key of the former), oldest first.
 const EVENTS_BY_TIME: Bytes2Bytes = TableDefinition::new("sent_events_by_time");
 /// (tenant, name) → a webhook's record.
-const WEBHOOKS: Bytes2Bytes = TableDefinition::new("webhooks");
+pub(super) const WEBHOOKS: Bytes2Bytes = TableDefinition::new("webhooks");
 /// (tenant, workflow or nothing for all of them, webhook) → the ends that it is told of, with spaces between. What the
 /// writer looks at when a run ends: the records may be large, and all tenants wait for the writer.
 const TOLD: Bytes2Bytes = TableDefinition::new("webhooks_of_workflows");
 /// (tenant, webhook, run) → a delivery that has not succeeded.
-const OUTBOX: Bytes2Bytes = TableDefinition::new("outbox");
+pub(super) const OUTBOX: Bytes2Bytes = TableDefinition::new("outbox");
 /// The deliveries that are to be tried. Each webhook has a lane, so one that answers slowly delays no other.
-const DELIVERING: DueList =
+pub(super) const DELIVERING: DueList =
     DueList { entries: TableDefinition::new("outbox_to_try"), turns: TableDefinition::new("outbox_to_try_turns") };
 
 /// All of them.
@@ -295,11 +295,11 @@ pub struct TakenTime {
     pub next: Option<Timestamp>,
 }
 
-fn firing_lane(tenant: &TenantId) -> Lane {
+pub(super) fn firing_lane(tenant: &TenantId) -> Lane {
     Lane { tenant: tenant.clone(), name: String::new() }
 }
 
-fn delivering_lane(tenant: &TenantId, webhook: &str) -> Lane {
+pub(super) fn delivering_lane(tenant: &TenantId, webhook: &str) -> Lane {
     Lane { tenant: tenant.clone(), name: webhook.to_owned() }
 }
 
@@ -308,12 +308,12 @@ fn outbox_key(tenant: &TenantId, webhook: &str, run: &RunId) -> Vec<u8> {
 }
 
 /// Something that is known by the name of something else first.
-fn indexed(tenant: &TenantId, by: &str, name: &str) -> Vec<u8> {
+pub(super) fn indexed(tenant: &TenantId, by: &str, name: &str) -> Vec<u8> {
     [keys::named(tenant, by).as_slice(), name.as_bytes(), &[0]].concat()
 }
 
 /// The name at the end of a key of [`indexed`].
-fn indexed_name(key: &[u8]) -> Option<String> {
+pub(super) fn indexed_name(key: &[u8]) -> Option<String> {
     String::from_utf8(key.strip_suffix(&[0])?.rsplit(|byte| *byte == 0).next()?.to_vec()).ok()
 }
 
@@ -348,6 +348,45 @@ pub(super) fn enqueue(transaction: &WriteTransaction, key: &RunKey, summary: &[u
     Ok(())
 }
 
+/// Forgets what was to be told of a run that is deleted: nobody could be told anything about it.
+pub(super) fn forget_deliveries(transaction: &WriteTransaction, key: &RunKey) -> Result<(), JournalError> {
+    let range = keys::of_tenant(&key.tenant);
+    let webhooks: Vec<String> = {
+        let webhooks = transaction.open_table(WEBHOOKS).map_err(storage("open the webhooks"))?;
+        let entries = webhooks.range(range.start.as_slice()..range.end.as_slice()).map_err(storage("list webhooks"))?;
+        entries
+            .map(|entry| Ok(indexed_name(entry.map_err(storage("list webhooks"))?.0.value())))
+            .filter_map(Result::transpose)
+            .collect::<Result<_, JournalError>>()?
+    };
+    webhooks.iter().try_for_each(|webhook| remove_delivery(transaction, &key.tenant, webhook, &key.run))
+}
+
+/// Removes a delivery, wherever it is listed.
+fn remove_delivery(
+    transaction: &WriteTransaction,
+    tenant: &TenantId,
+    webhook: &str,
+    run: &RunId,
+) -> Result<(), JournalError> {
+    let key = outbox_key(tenant, webhook, run);
+    let next = {
+        let mut outbox = transaction.open_table(OUTBOX).map_err(storage("open the outbox"))?;
+        let stored = outbox.remove(key.as_slice()).map_err(storage("forget a delivery"))?;
+        let Some(stored) = stored else { return Ok(()) };
+        next_of(stored.value())
+    };
+    if next.is_none() {
+        dead::moved(transaction, tenant, webhook, &key, false)?;
+    }
+    DELIVERING.change(transaction, &delivering_lane(tenant, webhook), run.as_bytes(), next, None)
+}
+
+/// When a stored delivery is tried next; `None` when it is given up.
+fn next_of(stored: &[u8]) -> Option<Timestamp> {
+    serde_json::from_slice::<Delivery>(stored).ok().and_then(|delivery| delivery.next_at)
+}
+
 /// Whether a trigger's mark still stands before a time. It stands elsewhere when a run was started for that time before,
 /// or the trigger was set up anew or deleted.
 pub(super) fn time_stands(
@@ -375,8 +414,19 @@ fn put_delivery(
     let failed = || storage("write a delivery");
     let key = outbox_key(tenant, &delivery.webhook, &delivery.run);
     let value = to_json(delivery, "a delivery")?;
-    let mut outbox = transaction.open_table(OUTBOX).map_err(storage("open the outbox"))?;
-    outbox.insert(key.as_slice(), value.as_slice()).map_err(failed())?;
+    let was_dead = {
+        let mut outbox = transaction.open_table(OUTBOX).map_err(storage("open the outbox"))?;
+        let stored = outbox.insert(key.as_slice(), value.as_slice()).map_err(failed())?;
+        stored.is_some_and(|stored| next_of(stored.value()).is_none())
+    };
+    let is_dead = delivery.next_at.is_none();
+    if was_dead != is_dead {
+        let dropped = dead::moved(transaction, tenant, &delivery.webhook, &key, is_dead)?;
+        let mut outbox = transaction.open_table(OUTBOX).map_err(storage("open the outbox"))?;
+        for key in dropped {
+            outbox.remove(key.as_slice()).map_err(failed())?;
+        }
+    }
     let lane = delivering_lane(tenant, &delivery.webhook);
     DELIVERING.change(transaction, &lane, delivery.run.as_bytes(), before, delivery.next_at)
 }
@@ -684,26 +734,31 @@ impl RedbJournal {
         }
         // In small writes, with room for others in between. What a crash leaves is dropped when its turn comes.
         loop {
-            let range = keys::starting_with(keys::named(tenant, name));
-            let lane = delivering_lane(tenant, name);
+            let (of, name) = (tenant.clone(), name.to_owned());
+            let range = keys::starting_with(keys::named(tenant, &name));
+            let lane = delivering_lane(tenant, &name);
             let deleted = self.write(move |transaction| {
                 let failed = || storage("forget deliveries");
                 let mut outbox = transaction.open_table(OUTBOX).map_err(storage("open the outbox"))?;
-                let owed: Vec<(Vec<u8>, Vec<u8>)> = outbox
+                let owed: Vec<(Vec<u8>, Option<Timestamp>)> = outbox
                     .range(range.start.as_slice()..range.end.as_slice())
                     .map_err(failed())?
                     .take(DELIVERIES_DELETED_MAX)
                     .map(|entry| {
                         let (key, value) = entry.map_err(storage("forget deliveries"))?;
-                        Ok((key.value().to_vec(), value.value().to_vec()))
+                        Ok((key.value().to_vec(), next_of(value.value())))
                     })
                     .collect::<Result<_, JournalError>>()?;
-                for (key, value) in &owed {
+                for (key, next) in &owed {
                     outbox.remove(key.as_slice()).map_err(failed())?;
-                    if let Ok(delivery) = serde_json::from_slice::<Delivery>(value) {
-                        DELIVERING.change(transaction, &lane, delivery.run.as_bytes(), delivery.next_at, None)?;
+                    if next.is_none() {
+                        dead::moved(transaction, &of, &name, key, false)?;
+                    }
+                    if let Some(run) = key.last_chunk::<16>() {
+                        DELIVERING.change(transaction, &lane, run, *next, None)?;
                     }
                 }
+                dead::forget(transaction, &range.start)?;
                 Ok(owed.len())
             });
             if deleted.await? < DELIVERIES_DELETED_MAX {
@@ -763,7 +818,8 @@ impl RedbJournal {
         Ok(found)
     }
 
-    /// Writes down how a delivery stands. `before` is when it was to be tried.
+    /// Writes down how a delivery stands, unless it was forgotten meanwhile, with its run or its webhook. `before` is when it
+    /// was to be tried.
     pub async fn put_delivery(
         &self,
         tenant: &TenantId,
@@ -771,7 +827,15 @@ impl RedbJournal {
         delivery: Delivery,
     ) -> Result<(), JournalError> {
         let tenant = tenant.clone();
-        self.write(move |transaction| put_delivery(transaction, &tenant, before, &delivery)).await
+        self.write(move |transaction| {
+            let key = outbox_key(&tenant, &delivery.webhook, &delivery.run);
+            let is_there = {
+                let outbox = transaction.open_table(OUTBOX).map_err(storage("open the outbox"))?;
+                outbox.get(key.as_slice()).map_err(storage("look for a delivery"))?.is_some()
+            };
+            if is_there { put_delivery(transaction, &tenant, before, &delivery) } else { Ok(()) }
+        })
+        .await
     }
 
     /// Forgets a delivery: it has succeeded, or there is nobody any more to tell.
@@ -782,11 +846,11 @@ impl RedbJournal {
         webhook: &str,
         run: &RunId,
     ) -> Result<(), JournalError> {
-        let (lane, key, run) = (delivering_lane(tenant, webhook), outbox_key(tenant, webhook, run), *run);
+        let (tenant, webhook, run) = (tenant.clone(), webhook.to_owned(), *run);
         self.write(move |transaction| {
-            let mut outbox = transaction.open_table(OUTBOX).map_err(storage("open the outbox"))?;
-            outbox.remove(key.as_slice()).map_err(storage("forget a delivery"))?;
-            DELIVERING.change(transaction, &lane, run.as_bytes(), before, None)
+            remove_delivery(transaction, &tenant, &webhook, &run)?;
+            // What is due may have outlived what it names.
+            DELIVERING.change(transaction, &delivering_lane(&tenant, &webhook), run.as_bytes(), before, None)
         })
         .await
     }
@@ -816,7 +880,7 @@ fn mark<T>(
 }
 
 /// Enters a webhook where the writer looks for it, or takes it out.
-fn told(
+pub(super) fn told(
     transaction: &WriteTransaction,
     tenant: &TenantId,
     webhook: &WebhookRecord,

@@ -14,9 +14,12 @@ use stepwell_core::{Digest, RunId, RunKey, Seq, Timestamp};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::channels::{ChannelKey, ChannelTables, Projection};
+use super::ended::EndedTables;
 use super::flow::{self, Admit, FlowChange};
+use super::limits::Limits;
 use super::redb::storage;
 use super::tails::{TailState, Tails};
+use super::usage::{Change, Changes, entry};
 use super::{Content, Created, IDEMPOTENCY_TTL_MS, IdempotencyKey, JournalError, WakeChange, error_chain, keys};
 
 /// Writes waiting for the writer before senders wait for room. More than any sensible number of runs moving at once,
@@ -74,6 +77,12 @@ pub(super) struct Append {
     pub(super) references: Vec<Digest>,
     pub(super) summary: Option<Vec<u8>>,
     pub(super) ended: bool,
+    /// When its events were decided.
+    pub(super) at: Timestamp,
+    /// The run's channel.
+    pub(super) channel_name: Option<String>,
+    /// What its tenant may have; `None` for what is taken in any case.
+    pub(super) limits: Option<Limits>,
     /// Whether the run is among the unfinished afterwards; `None` leaves that to whether it begins or ends here.
     pub(super) listed: Option<bool>,
     pub(super) wake: Option<WakeChange>,
@@ -165,12 +174,13 @@ impl Writer {
         let mut next = Some(first);
         let mut size = 0;
         let mut tables = None;
+        let mut changes = Changes::default();
         while let Some(request) = next.take() {
             match request {
                 Request::Append { append, reply } => {
                     size += append.size();
                     let tables = RunTables::once(&mut tables, &transaction)?;
-                    match self.append(tables, &append, channels)? {
+                    match self.append(tables, &append, channels, &mut changes)? {
                         Ok(()) => settled.push(Settled::Append { tail: append.tail(), key: append.key, reply }),
                         Err(refused) => drop(reply.send(Err(refused))),
                     }
@@ -182,10 +192,11 @@ impl Writer {
                         next = requests.try_recv().ok();
                         continue;
                     }
-                    match reserve(&transaction, &append.key, at, idempotency, admit)? {
+                    let room = changes.admit(&transaction, &append.key.tenant, append.limits.as_ref())?;
+                    match reserve(&transaction, &append.key, at, idempotency, room, admit)? {
                         Ok(Created::New { superseded }) => {
                             let tables = RunTables::once(&mut tables, &transaction)?;
-                            match self.append(tables, &append, channels)? {
+                            match self.append(tables, &append, channels, &mut changes)? {
                                 Ok(()) => {
                                     let (tail, key) = (append.tail(), append.key);
                                     settled.push(Settled::Create { tail, key, superseded, reply });
@@ -199,6 +210,8 @@ impl Writer {
                 }
                 Request::Work(work) => {
                     tables = None; // a table can be open only once, and this may open any
+                    // It may read the counts, and take from them what was only just written.
+                    std::mem::take(&mut changes).write(&transaction)?;
                     settled.push(Settled::Work(work(&transaction)?));
                 }
             }
@@ -207,6 +220,7 @@ impl Writer {
             }
         }
         drop(tables);
+        changes.write(&transaction)?;
         transaction.commit().map_err(storage("commit"))
     }
 
@@ -236,13 +250,15 @@ impl Writer {
         tables: &mut RunTables<'_>,
         append: &Append,
         channels: &mut Channels,
+        changes: &mut Changes,
     ) -> Result<Result<(), JournalError>, JournalError> {
         let found = match self.fence(tables, append)? {
             Ok(found) => found,
             Err(refused) => return Ok(Err(refused)),
         };
         let last_seq = found + append.events;
-        tables.write(append, found == 0, last_seq, channels)?;
+        let change = tables.write(append, found == 0, last_seq, channels)?;
+        changes.add(&append.key.tenant, change);
         if append.ended {
             self.heads.remove(&append.key);
         } else {
@@ -334,6 +350,7 @@ struct RunTables<'t> {
     unfinished: Table<'t>,
     wakes: Table<'t>,
     channels: Option<ChannelTables<'t>>,
+    ended: Option<EndedTables<'t>>,
 }
 
 impl<'t> RunTables<'t> {
@@ -348,6 +365,7 @@ impl<'t> RunTables<'t> {
                 unfinished: transaction.open_table(UNFINISHED).map_err(storage("open the unfinished runs"))?,
                 wakes: transaction.open_table(WAKES).map_err(storage("open the runs to be woken"))?,
                 channels: None,
+                ended: None,
             })),
         }
     }
@@ -368,14 +386,15 @@ impl<'t> RunTables<'t> {
         first: bool,
         last_seq: Seq,
         channels: &mut Channels,
-    ) -> Result<(), JournalError> {
+    ) -> Result<Change, JournalError> {
         let key = &append.key;
         let run = keys::run(key);
-        self.records
-            .insert(keys::record(key, last_seq).as_slice(), append.record.as_slice())
-            .map_err(storage("write a record"))?;
+        let record = keys::record(key, last_seq);
+        self.records.insert(record.as_slice(), append.record.as_slice()).map_err(storage("write a record"))?;
+        let mut change = Change { bytes: entry(&record, &append.record), unfinished_runs: first.into() };
         if let Some(summary) = &append.summary {
-            self.runs.insert(run.as_slice(), summary.as_slice()).map_err(storage("write a run"))?;
+            let before = self.runs.insert(run.as_slice(), summary.as_slice()).map_err(storage("write a run"))?;
+            change.bytes += entry(&run, summary) - before.map_or(0, |before| entry(&run, before.value()));
         }
         let listed = append.listed.or((first || append.ended).then_some(!append.ended));
         match listed {
@@ -416,7 +435,8 @@ impl<'t> RunTables<'t> {
         for content in &append.contents {
             self.refer(key, &content.sha256)?;
             let by = keys::content_run(key, &content.sha256);
-            put_content(self.transaction, &keys::content(&key.tenant, &content.sha256), &by, &content.bytes)?;
+            let stored = keys::content(&key.tenant, &content.sha256);
+            change.bytes += put_content(self.transaction, &stored, &by, &content.bytes)?;
         }
         for sha256 in &append.references {
             self.refer(key, sha256)?;
@@ -424,7 +444,16 @@ impl<'t> RunTables<'t> {
             let by = keys::content_run(key, sha256);
             referrers.insert(by.as_slice(), [].as_slice()).map_err(storage("write a reference"))?;
         }
-        Ok(())
+        if append.ended {
+            let tables = match &mut self.ended {
+                Some(tables) => tables,
+                None => self.ended.insert(EndedTables::open(self.transaction)?),
+            };
+            let ended = tables.write(self.transaction, key, append.at, append.channel_name.as_deref())?;
+            change.bytes += ended.bytes;
+            change.unfinished_runs += ended.unfinished_runs;
+        }
+        Ok(change)
     }
 
     /// Notes that a run refers to content, for when the run is deleted.
@@ -435,13 +464,13 @@ impl<'t> RunTables<'t> {
     }
 }
 
-/// Stores content once, and who refers to it.
+/// Stores content once, and who refers to it. Returns the bytes that this takes.
 pub(super) fn put_content(
     transaction: &WriteTransaction,
     key: &[u8],
     referrer: &[u8],
     bytes: &Bytes,
-) -> Result<(), JournalError> {
+) -> Result<i64, JournalError> {
     let mut contents = transaction.open_table(CONTENTS).map_err(storage("open the contents"))?;
     let known = contents.get(key).map_err(storage("look for content"))?.is_some();
     if !known {
@@ -449,7 +478,7 @@ pub(super) fn put_content(
     }
     let mut referrers = transaction.open_table(CONTENT_RUNS).map_err(storage("open the references"))?;
     referrers.insert(referrer, [].as_slice()).map_err(storage("write a reference"))?;
-    Ok(())
+    Ok(if known { 0 } else { entry(key, bytes) })
 }
 
 /// The last event of a run; 0 when it has none.
@@ -473,16 +502,20 @@ pub(super) fn seq_of(record_key: &[u8]) -> Result<Seq, JournalError> {
     })
 }
 
-/// Looks an idempotency key up, and when it is free reserves it for this run and counts the run. A repetition is not
-/// counted.
+/// Looks an idempotency key up, and when it is free and there is room for the run reserves it for this run and counts the
+/// run. A repetition is not counted, and finds what was started whether there is room for another or not.
 fn reserve(
     transaction: &WriteTransaction,
     run: &RunKey,
     at: Timestamp,
     idempotency: Option<Box<Idempotency>>,
+    room: Result<(), JournalError>,
     admit: Option<Box<Admit>>,
 ) -> Result<Result<Created, JournalError>, JournalError> {
     let admitted = || -> Result<Result<Created, JournalError>, JournalError> {
+        if let Err(refused) = &room {
+            return Ok(Err(refused.clone()));
+        }
         let Some(admit) = &admit else { return Ok(Ok(Created::New { superseded: None })) };
         Ok(match flow::admit(transaction, &run.run, at, admit)? {
             Ok(superseded) => Ok(Created::New { superseded }),

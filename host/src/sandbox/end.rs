@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::value::RawValue;
 use stepwell_core::decide::Next;
-use stepwell_core::failure::UNAVAILABLE;
+use stepwell_core::failure::{JOURNAL_FULL, UNAVAILABLE};
 use stepwell_core::ids::is_word;
 use stepwell_core::retry::WAIT_MS_MAX;
 use stepwell_core::{Failure, FailureKind, FailureSource, Json};
@@ -15,7 +15,7 @@ use wasmtime::{Trap, WasmBacktrace};
 
 use super::generated::exports::stepwell::workflow::steps::{self, Outcome};
 use super::generated::stepwell::workflow::types::FailureKind as GuestFailureKind;
-use super::imports::{NoRecording, NotRecorded, Suspended};
+use super::imports::{NoRecording, NoRoom, NotRecorded, Suspended};
 use super::limits::{
     FAILURE_DETAILS_BYTES_MAX, FAILURE_MESSAGE_BYTES_MAX, HOST_CALL_BYTES_MAX, LABELS_MAX, OUTPUT_BYTES_MAX,
 };
@@ -38,6 +38,12 @@ impl AttemptEnd {
 /// The host could not run it.
 pub(super) fn unavailable(message: &str) -> Failure {
     Failure::platform(FailureKind::Retryable, UNAVAILABLE, message)
+}
+
+/// The journal has no room for what it would write.
+pub(crate) fn journal_full() -> Failure {
+    let message = "the journal is full: the tenant has much more in it than it may";
+    Failure::platform(FailureKind::Retryable, JOURNAL_FULL, message)
 }
 
 /// What a call means.
@@ -134,6 +140,7 @@ pub(super) fn failure_of_error(error: &wasmtime::Error, memory_refused: bool, me
             permanent("output_too_large", message)
         }
         None if error.is::<Suspended>() => unavailable("the attempt waits"), // nobody asks
+        None if error.is::<NoRoom>() => journal_full(),
         None if error.is::<NotRecorded>() => unavailable("what the step did could not be recorded"),
         None if error.is::<wasmtime::PoolConcurrencyLimitError>() => {
             Failure::platform(FailureKind::Retryable, UNAVAILABLE, "there is no room for the attempt")

@@ -25,7 +25,7 @@ use super::limits::{
     ARTIFACT_BYTES_MAX, ARTIFACT_NAME_BYTES_MAX, HOST_CALL_FUEL, LOG_LINE_BYTES_MAX, MEDIA_TYPE_BYTES_MAX,
     OUTPUT_BYTES_MAX, RANDOM_BYTES_MAX, UPDATE_BYTES_MAX,
 };
-use super::replay::{CompletionRecord, Divergence, SentRecord, StartRecord, sha256};
+use super::replay::{CompletionRecord, Divergence, FileRefused, SentRecord, StartRecord, sha256};
 use super::{Authorization, ChildError, ChildRequest, CompletionError, HostRefusal, StandIn, Wait, WaitRecord, Waited};
 
 /// Interfaces that only declare types. A component imports them when it uses a type; they permit nothing.
@@ -112,10 +112,13 @@ async fn publish_update(
     if let Some(position) = store.data_mut().replay.update(&topic, &payload)? {
         return Ok(Ok(position));
     }
-    Ok(store.data().host.publish(topic, payload, false).await.map_err(|refusal| match refusal {
-        HostRefusal::UnknownTopic => PublishError::UnknownTopic,
-        HostRefusal::Cancelled => PublishError::StepCancelled,
-        HostRefusal::Unavailable | HostRefusal::NotAChild => PublishError::Unavailable,
+    Ok(Err(match store.data().host.publish(topic, payload, false).await {
+        Ok(position) => return Ok(Ok(position)),
+        // On no record either, and another answer when there is room again: so this is the attempt's end.
+        Err(HostRefusal::JournalFull) => return Err(NoRoom.into()),
+        Err(HostRefusal::UnknownTopic) => PublishError::UnknownTopic,
+        Err(HostRefusal::Cancelled) => PublishError::StepCancelled,
+        Err(HostRefusal::Unavailable | HostRefusal::NotAChild | HostRefusal::TooLarge(_)) => PublishError::Unavailable,
     }))
 }
 
@@ -133,7 +136,7 @@ async fn answered<R: Serialize + DeserializeOwned>(
     }
     let result = live(store).await.ok_or(NotRecorded)?;
     let recorded = Json::of(&result).map_err(|_| NotRecorded)?;
-    store.data().host.record(call, arguments, recorded).await.map_err(|_| NotRecorded)?;
+    record(store, call, arguments, recorded).await?;
     Ok(result)
 }
 
@@ -150,7 +153,7 @@ async fn on_record(store: &mut Store<'_>, call: &'static str, arguments: Digest)
     match host.stand_in(call, arguments, nth).await.map_err(|_| NotRecorded)? {
         StandIn::Make => Ok(None),
         StandIn::Answer(result) => {
-            host.record(call, arguments, result.clone()).await.map_err(|_| NotRecorded)?;
+            record(store, call, arguments, result.clone()).await?;
             Ok(Some(result))
         }
         StandIn::Nothing => Err(NoRecording { call }.into()),
@@ -163,6 +166,14 @@ async fn on_record(store: &mut Store<'_>, call: &'static str, arguments: Digest)
 pub(super) struct NoRecording {
     /// What was called.
     pub(super) call: &'static str,
+}
+
+/// Puts an answer on record.
+async fn record(store: &mut Store<'_>, call: &'static str, arguments: Digest, result: Json) -> wasmtime::Result<()> {
+    store.data().host.record(call, arguments, result).await.map_err(|refusal| match refusal {
+        HostRefusal::JournalFull => NoRoom.into(),
+        _ => NotRecorded.into(),
+    })
 }
 
 /// An answer that is on record.
@@ -194,7 +205,10 @@ async fn waited(
         Ok(Waited::Answered(result)) => read_back(call, &result).map(Ok),
         Ok(Waited::Suspended) => Err(Suspended.into()),
         Err(HostRefusal::NotAChild) => Ok(Err(HostRefusal::NotAChild)),
-        Err(HostRefusal::Cancelled | HostRefusal::Unavailable | HostRefusal::UnknownTopic) => Err(NotRecorded.into()),
+        Err(HostRefusal::JournalFull) => Err(NoRoom.into()),
+        Err(
+            HostRefusal::Cancelled | HostRefusal::Unavailable | HostRefusal::UnknownTopic | HostRefusal::TooLarge(_),
+        ) => Err(NotRecorded.into()),
     }
 }
 
@@ -304,7 +318,7 @@ async fn start_child(
                 Ok(Err(refused)) => {
                     let record = StartRecord::Refused(refused);
                     let json = Json::of(&record).map_err(|_| NotRecorded)?;
-                    store.data().host.record(CALL, arguments, json).await.map_err(|_| NotRecorded)?;
+                    self::record(store, CALL, arguments, json).await?;
                     record
                 }
                 Err(_) => return Err(NotRecorded.into()),
@@ -317,7 +331,7 @@ async fn start_child(
         StartRecord::Refused(ChildError::UnknownVersion) => Err(children::StartError::UnknownVersion),
         StartRecord::Refused(ChildError::InvalidInput(why)) => Err(children::StartError::InvalidInput(why)),
         StartRecord::Refused(ChildError::TooDeep) => Err(children::StartError::TooDeep),
-        StartRecord::Refused(ChildError::TooMany) => Err(children::StartError::QuotaExceeded),
+        StartRecord::Refused(ChildError::TooMany | ChildError::TooManyRuns) => Err(children::StartError::QuotaExceeded),
     })
 }
 
@@ -347,6 +361,11 @@ async fn await_child(
 #[derive(Debug, thiserror::Error)]
 #[error("a call could not be recorded")]
 pub(super) struct NotRecorded;
+
+/// The journal has no room for what a step does, so its attempt ends here, and another one is made later.
+#[derive(Debug, thiserror::Error)]
+#[error("the journal is full")]
+pub(super) struct NoRoom;
 
 fn log(interface: &mut Interface<'_>) -> wasmtime::Result<()> {
     interface.func_wrap_async("log", |mut store: Store<'_>, (level, message): (Level, WasmStr)| {
@@ -449,19 +468,47 @@ async fn create_artifact(
     if !store.data_mut().artifacts.take(bytes.len()) {
         return Ok(Err(ArtifactError::QuotaExceeded));
     }
+    // What was refused because of the tenant's limits might not be the next time, so it is on record.
+    const CALL: &str = "artifacts.create";
+    let arguments = || {
+        let arguments = (&name, &media_type, sha256(&bytes));
+        serde_json::to_vec(&arguments).map(sha256).map_err(|_| NotRecorded)
+    };
+    if store.data().replay.has_call(CALL)
+        && let Some(result) = store.data_mut().replay.call(CALL, arguments()?)?
+    {
+        return read_back::<FileRefused>(CALL, &result).map(|refused| Err(refused.into()));
+    }
     let stored = match store.data_mut().replay.artifact(&name, &media_type, &bytes)? {
         Some(stored) => Ok(stored),
-        None => store.data().host.store_artifact(name, media_type, bytes).await,
+        None => store.data().host.store_artifact(name.clone(), media_type.clone(), bytes.clone()).await,
     };
+    let refused = match stored {
+        Err(HostRefusal::JournalFull) => Some(FileRefused::JournalFull),
+        Err(HostRefusal::TooLarge(most)) => Some(FileRefused::TooLarge(most)),
+        _ => None,
+    };
+    if let Some(refused) = refused {
+        let result = Json::of(&refused).map_err(|_| NotRecorded)?;
+        record(store, CALL, arguments()?, result).await?;
+        return Ok(Err(refused.into()));
+    }
     Ok(match stored {
         Ok(stored) => {
             Ok(Artifact { id: stored.id, position: stored.seq, size_bytes, sha256: stored.sha256.to_string() })
         }
         Err(HostRefusal::Cancelled) => Err(ArtifactError::StepCancelled),
-        Err(HostRefusal::Unavailable | HostRefusal::UnknownTopic | HostRefusal::NotAChild) => {
-            Err(ArtifactError::Unavailable)
-        }
+        Err(_) => Err(ArtifactError::Unavailable),
     })
+}
+
+impl From<FileRefused> for ArtifactError {
+    fn from(refused: FileRefused) -> Self {
+        match refused {
+            FileRefused::JournalFull => Self::QuotaExceeded,
+            FileRefused::TooLarge(most) => Self::TooLarge(most),
+        }
+    }
 }
 
 fn http(interface: &mut Interface<'_>) -> wasmtime::Result<()> {

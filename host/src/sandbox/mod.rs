@@ -43,6 +43,7 @@ use stepwell_outbound::{Completion, HttpError, HttpRequest, HttpResponse, LlmErr
 use tokio::runtime::{Handle, Runtime};
 
 pub use self::code::CodeError;
+pub(crate) use self::end::journal_full;
 pub use self::evaluate::EvaluateError;
 pub use self::graph::CompiledGraph;
 pub(crate) use self::replay::sha256;
@@ -147,6 +148,10 @@ pub enum HostRefusal {
     Cancelled,
     /// The host cannot record anything at present.
     Unavailable,
+    /// The tenant has as much in the journal as it may.
+    JournalFull,
+    /// It has more than these bytes.
+    TooLarge(u64),
 }
 
 /// A stored file.

@@ -136,6 +136,11 @@ impl Replay {
         self.next(same, || format!("another call of {call}"))
     }
 
+    /// Whether a call of this kind is what comes next.
+    pub(super) fn has_call(&self, call: &str) -> bool {
+        matches!(self.0.front(), Some(Recorded::Call { call: c, .. }) if c == call)
+    }
+
     fn next<T>(
         &mut self,
         same: impl FnOnce(&Recorded) -> Option<T>,
@@ -172,6 +177,14 @@ pub(super) enum SentRecord {
 pub(super) enum StartRecord {
     Started(RunId),
     Refused(ChildError),
+}
+
+/// Why a file was not stored, where that depends on the tenant's limits. Part of the stored format.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum FileRefused {
+    JournalFull,
+    TooLarge(u64),
 }
 
 /// Bytes in JSON: as text where they are text.

@@ -89,6 +89,8 @@ pub enum ChildError {
     TooDeep,
     /// The run has as many children as it may.
     TooMany,
+    /// The tenant has as many runs that have not ended as it may.
+    TooManyRuns,
 }
 
 #[cfg(test)]
@@ -119,6 +121,7 @@ mod tests {
             (ChildError::InvalidInput("no".to_owned()), r#"{"invalid_input":"no"}"#),
             (ChildError::TooDeep, r#""too_deep""#),
             (ChildError::TooMany, r#""too_many""#),
+            (ChildError::TooManyRuns, r#""too_many_runs""#),
         ] {
             assert_eq!(serde_json::to_string(&refused).unwrap(), text);
             assert_eq!(serde_json::from_str::<ChildError>(text).unwrap(), refused);

@@ -137,6 +137,9 @@ impl ActError {
                 StartError::InvalidInput(_) => "invalid_input",
                 StartError::CheckInput(CheckInputError::Guest(_)) => "input_not_checked",
                 StartError::Journal(JournalError::IdempotencyMismatch) => "idempotency_mismatch",
+                StartError::InputTooLarge { .. } => "too_large",
+                StartError::Journal(JournalError::Full { .. }) => "journal_full",
+                StartError::Journal(JournalError::TooManyRuns { .. }) => "too_many_runs",
                 StartError::Journal(JournalError::TimeTaken) => "time_taken",
                 StartError::Journal(JournalError::RateLimited { .. }) => "rate_limited",
                 StartError::Flow { source: EvaluateError::Failed(_), .. } | StartError::FlowValue { .. } => {
@@ -154,10 +157,18 @@ impl ActError {
                 ControlError::Refused(Refusal::TooManySignals) => "too_many_signals",
                 ControlError::Refused(_) => "refused",
                 ControlError::InvalidSignal(_) => "invalid_signal",
+                ControlError::SignalTooLarge { .. } => "too_large",
+                ControlError::Journal(JournalError::Full { .. }) => "journal_full",
                 ControlError::CheckSignal(CheckInputError::Guest(_)) => "signal_not_checked",
                 ControlError::CheckSignal(_) | ControlError::Unavailable | ControlError::Journal(_) => "unavailable",
             },
         }
+    }
+
+    /// Whether the tenant has as much as it may. It may have room again, but that is not a matter of moments.
+    #[must_use]
+    pub fn is_of_limits(&self) -> bool {
+        matches!(self.code(), "journal_full" | "too_many_runs")
     }
 
     /// Whether the same could succeed a moment later.

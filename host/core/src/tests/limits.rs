@@ -99,3 +99,22 @@ fn a_run_that_is_too_long_can_be_cancelled_by_its_last_event() {
     play.tell(Input::Cancel { reason: None });
     assert_eq!(play.run.status(), Some(RunStatus::Cancelled));
 }
+
+#[test]
+fn a_run_may_have_fewer_events_and_never_more() {
+    for (asked, allowed) in [(20, 20), (u64::MAX, EVENTS_MAX)] {
+        let mut play = Play::started("a", |_| {});
+        play.run.limit_events(asked);
+        while !play.run.has_ended() {
+            play.publish("a", 1);
+        }
+        let last = play.history.last().unwrap();
+        assert_eq!(last.seq, allowed + 1);
+        let Event::RunFailed { failure, .. } = &last.event else { panic!("{last:?}") };
+        assert_eq!(failure.message, format!("the run has {allowed} events, and no more are allowed"));
+    }
+    let mut play = Play::started("a", |_| {});
+    play.run.limit_events(1);
+    play.tell(Input::Cancel { reason: None });
+    assert_eq!(play.run.status(), Some(RunStatus::Cancelled), "a run beyond its limit can still be cancelled");
+}

@@ -45,6 +45,10 @@ pub enum Act {
     },
     /// Publishes a value.
     Publish(Value),
+    /// Stores a file of so many bytes.
+    File(usize),
+    /// Publishes so many updates of so many bytes.
+    Flood(u32, usize),
     /// Makes so many calls that are recorded.
     Calls(u32),
     /// Waits so many times for no time at all.
@@ -115,6 +119,14 @@ mod waits {
                     }
                 }
                 Act::Publish(value) => ctx.publish("update", &value)?.get().into(),
+                Act::File(bytes) => {
+                    let stored = ctx.artifact(&format!("{bytes}.txt"), "text/plain", &vec![b'x'; bytes]);
+                    told(stored.map(|artifact| artifact.id))
+                }
+                Act::Flood(count, bytes) => {
+                    let text = "x".repeat(bytes);
+                    (0..count).map(|_| told(ctx.publish("update", &text).map(|at| at.get()))).last().into()
+                }
                 Act::Calls(count) => (0..count).map(|_| ctx.now_ms()).last().into(),
                 Act::Waits(count) => {
                     (0..count).map(|_| told(ctx.sleep(Duration::ZERO).map(|()| Value::Null))).last().into()
