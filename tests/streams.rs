@@ -5,7 +5,9 @@ mod channels;
 mod oracle;
 mod pages;
 mod publishing;
+mod revoked;
 mod seeds;
+mod stalls;
 mod tokens;
 mod wires;
 

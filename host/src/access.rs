@@ -7,15 +7,18 @@ use std::collections::HashMap;
 use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use sha2::{Digest as _, Sha256};
 use stepwell_core::{Digest, TenantId};
 use subtle::ConstantTimeEq;
+use tokio::sync::Mutex;
+use tokio_util::sync::CancellationToken;
 
 use crate::clock;
 use crate::journal::catalog::ApiKeyRecord;
 use crate::journal::{JournalError, RedbJournal};
+use crate::whole::whole;
 
 /// The name of the file in the data directory that holds the operator's key.
 pub const OPERATOR_KEY_FILE: &str = "operator.key";
@@ -23,10 +26,15 @@ pub const OPERATOR_KEY_FILE: &str = "operator.key";
 pub const DEV: &str = "dev";
 
 /// Whoever holds a valid key.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum Caller {
     /// A tenant, who reaches its own things.
-    Tenant(TenantId),
+    Tenant {
+        /// Which.
+        tenant: TenantId,
+        /// Cancelled when the key is revoked: what it has opened is closed then.
+        revoked: CancellationToken,
+    },
     /// The operator, who reaches `/v1/admin` and no tenant's things.
     Operator,
 }
@@ -35,8 +43,24 @@ pub enum Caller {
 #[derive(Debug)]
 pub struct Access {
     /// By key id.
-    tenants: RwLock<HashMap<String, (Digest, TenantId)>>,
+    tenants: RwLock<HashMap<String, Key>>,
     operator: Digest,
+    // Held over a write, so that memory and disk see changes in the same order.
+    writing: Mutex<()>,
+}
+
+/// A valid key of a tenant.
+#[derive(Debug)]
+struct Key {
+    sha256: Digest,
+    tenant: TenantId,
+    revoked: CancellationToken,
+}
+
+impl Key {
+    fn new(sha256: Digest, tenant: TenantId) -> Self {
+        Self { sha256, tenant, revoked: CancellationToken::new() }
+    }
 }
 
 /// A new API key. The only time that the key itself can be seen.
@@ -52,13 +76,13 @@ impl Access {
     /// Reads the keys that are valid.
     pub fn open(journal: &RedbJournal, operator_key: &str) -> Result<Self, JournalError> {
         let valid = journal.api_keys()?.into_iter().filter(|record| record.revoked_at.is_none());
-        let tenants = valid.map(|record| (record.id, (record.sha256, record.tenant))).collect();
-        Ok(Self { tenants: RwLock::new(tenants), operator: hash(operator_key) })
+        let tenants = valid.map(|record| (record.id, Key::new(record.sha256, record.tenant))).collect();
+        Ok(Self { tenants: RwLock::new(tenants), operator: hash(operator_key), writing: Mutex::new(()) })
     }
 
     /// Accepts the key `dev` for the tenant `dev`, until the process ends. For loopback only.
     pub fn allow_dev(&self, tenant: TenantId) {
-        self.write().insert(DEV.to_owned(), (hash(DEV), tenant));
+        self.write().insert(DEV.to_owned(), Key::new(hash(DEV), tenant));
     }
 
     /// Whether the key `dev` is accepted.
@@ -76,32 +100,61 @@ impl Access {
             return Some(Caller::Operator);
         }
         let tenants = self.tenants.read().unwrap_or_else(PoisonError::into_inner);
-        let (stored, tenant) = tenants.get(key_id(key)?)?;
-        same(stored).then(|| Caller::Tenant(tenant.clone()))
+        let Key { sha256, tenant, revoked } = tenants.get(key_id(key)?)?;
+        same(sha256).then(|| Caller::Tenant { tenant: tenant.clone(), revoked: revoked.clone() })
     }
 
-    /// Makes a key for a tenant and accepts it. `None` when there is no such tenant.
-    pub async fn create_key(&self, journal: &RedbJournal, tenant: TenantId) -> Result<Option<NewApiKey>, JournalError> {
+    /// Makes a key for a tenant and accepts it. `None` when there is no such tenant. Is done whole, even when it is not
+    /// waited for to the end.
+    pub async fn create_key(
+        self: &Arc<Self>,
+        journal: &Arc<RedbJournal>,
+        tenant: TenantId,
+    ) -> Result<Option<NewApiKey>, JournalError> {
+        let (access, journal) = (Arc::clone(self), Arc::clone(journal));
+        whole(async move {
+            let _writing = access.writing.lock().await;
+            access.create(&journal, tenant).await
+        })
+        .await
+    }
+
+    async fn create(&self, journal: &RedbJournal, tenant: TenantId) -> Result<Option<NewApiKey>, JournalError> {
         let id = hex::encode(clock::random_bytes::<6>());
         let key = format!("sw_{id}_{}", hex::encode(clock::random_bytes::<32>()));
         let record = ApiKeyRecord { id, tenant, sha256: hash(&key), created_at: clock::now(), revoked_at: None };
         if !journal.create_api_key(record.clone()).await? {
             return Ok(None);
         }
-        self.write().insert(record.id.clone(), (record.sha256, record.tenant.clone()));
+        self.write().insert(record.id.clone(), Key::new(record.sha256, record.tenant.clone()));
         Ok(Some(NewApiKey { key, record }))
     }
 
-    /// Stops accepting a key. `None` when there is no such key.
-    pub async fn revoke_key(&self, journal: &RedbJournal, id: &str) -> Result<Option<ApiKeyRecord>, JournalError> {
-        let record = journal.revoke_api_key(id.to_owned(), clock::now()).await?;
-        if record.is_some() {
-            self.write().remove(id);
+    /// Stops accepting a key, and ends what it has opened. `None` when there is no such key. Is done whole, even when it is
+    /// not waited for to the end.
+    pub async fn revoke_key(
+        self: &Arc<Self>,
+        journal: &Arc<RedbJournal>,
+        id: &str,
+    ) -> Result<Option<ApiKeyRecord>, JournalError> {
+        let (access, journal, id) = (Arc::clone(self), Arc::clone(journal), id.to_owned());
+        whole(async move {
+            let _writing = access.writing.lock().await;
+            access.revoke(&journal, id).await
+        })
+        .await
+    }
+
+    async fn revoke(&self, journal: &RedbJournal, id: String) -> Result<Option<ApiKeyRecord>, JournalError> {
+        let record = journal.revoke_api_key(id.clone(), clock::now()).await?;
+        let key = self.write().remove(&id).filter(|_| record.is_some());
+        if let Some(key) = key {
+            key.revoked.cancel();
         }
         Ok(record)
     }
 
-    fn write(&self) -> std::sync::RwLockWriteGuard<'_, HashMap<String, (Digest, TenantId)>> {
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, HashMap<String, Key>> {
         self.tenants.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -135,4 +188,32 @@ fn key_id(key: &str) -> Option<&str> {
     let (id, _secret) = key.strip_prefix("sw_")?.split_once('_')?;
     // `dev` names the development key; nothing of the form `sw_dev_…` may find it.
     (id != DEV).then_some(id)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use futures_util::FutureExt;
+
+    use super::*;
+    use crate::journal::catalog::TenantRecord;
+
+    /// *The story:* a client hung up while a key's end was written. What it had asked for was dropped between the disk and
+    /// the memory, and the key was accepted until the next start.
+    #[tokio::test]
+    async fn a_key_that_is_revoked_is_refused_even_if_nobody_waits_for_that() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Arc::new(RedbJournal::open(&dir.path().join("journal.redb")).unwrap());
+        let id: TenantId = "a".parse().unwrap();
+        let record = TenantRecord { id: id.clone(), created_at: clock::now(), retention_days: 30 };
+        journal.create_tenant(record).await.unwrap();
+        let access = Arc::new(Access::open(&journal, "operator").unwrap());
+        let NewApiKey { key, record } = access.create_key(&journal, id).await.unwrap().unwrap();
+        let Some(Caller::Tenant { revoked, .. }) = access.caller(&key) else { panic!("it is not accepted") };
+        let asked = access.revoke_key(&journal, &record.id).now_or_never();
+        assert!(asked.is_none(), "it was over before anybody could hang up");
+        tokio::time::timeout(Duration::from_secs(30), revoked.cancelled()).await.unwrap();
+        assert!(access.caller(&key).is_none());
+    }
 }

@@ -1,36 +1,49 @@
-//! Connections of clients, and what happens to those that take nothing.
+//! Connections of clients, and what happens to those that take nothing or say nothing.
 //!
-//! Owns: accepting connections, and the time that a write may be stuck.
-//! Does not: know what goes over them.
-//! Keeps: a client that stops reading holds its connection, and what was written for it, for a bounded time.
+//! Owns: accepting connections, and the time that a client may do nothing: with what is written to it, with an answer that
+//! waits for it ([`answer`]), or before it asks for something ([`traffic`]). And how many files the process may have open.
+//! Does not: know what is asked for, and answered.
+//! Keeps: a client that stops reading holds its connection, and what was read and written for it, for a bounded time; and
+//! so does one that connects and asks for nothing.
+
+pub(crate) mod answer;
+mod files;
+pub(crate) mod traffic;
 
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
-use axum::serve::Listener;
+use axum::extract::connect_info::Connected;
+use axum::serve::{IncomingStream, Listener};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 
-/// How long a write may be stuck unless the operator says otherwise. A client that is slow takes something in this time;
-/// one that is gone without a word, or asleep, does not. Whoever follows a stream comes back to its place.
+pub use self::files::raise_limit;
+use self::traffic::Verdict;
+pub use self::traffic::{Patience, Traffic};
+
+/// How long a write may be stuck, and an answer wait for its client, unless the operator says otherwise. A client that is
+/// slow takes something in this time; one that is gone without a word, or asleep, does not. Whoever follows a stream comes
+/// back to its place.
 pub const STALL_SECONDS_DEFAULT: u64 = 30;
+/// How long a client that has connected may take for its first request unless the operator says otherwise.
+pub const REQUEST_SECONDS_DEFAULT: u64 = 30;
 
 /// Accepts connections.
 #[derive(Debug)]
 pub struct Connections {
     listener: TcpListener,
-    stall: Duration,
+    patience: Patience,
 }
 
 impl Connections {
-    /// Closes a connection when a write on it has been stuck for so long.
+    /// Closes connections whose clients do nothing for longer than that.
     #[must_use]
-    pub const fn new(listener: TcpListener, stall: Duration) -> Self {
-        Self { listener, stall }
+    pub const fn new(listener: TcpListener, patience: Patience) -> Self {
+        Self { listener, patience }
     }
 }
 
@@ -42,7 +55,8 @@ impl Listener for Connections {
         let (stream, peer) = Listener::accept(&mut self.listener).await;
         // Without this, small answers wait for the acknowledgement of the one before: 40 ms for nothing.
         drop(stream.set_nodelay(true));
-        (Connection { stream, peer, stall: self.stall, stuck: None }, peer)
+        let (patience, traffic) = (self.patience, Traffic::new(Instant::now()));
+        (Connection { stream, peer, patience, traffic, stuck: None, look: None }, peer)
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
@@ -55,9 +69,18 @@ impl Listener for Connections {
 pub struct Connection {
     stream: TcpStream,
     peer: SocketAddr,
-    stall: Duration,
+    patience: Patience,
+    traffic: Traffic,
     /// Runs while a write is stuck.
     stuck: Option<Pin<Box<Sleep>>>,
+    /// Runs until the next look at the traffic.
+    look: Option<Pin<Box<Sleep>>>,
+}
+
+impl Connected<IncomingStream<'_, Connections>> for Traffic {
+    fn connect_info(stream: IncomingStream<'_, Connections>) -> Self {
+        stream.io().traffic.clone()
+    }
 }
 
 impl Connection {
@@ -67,19 +90,49 @@ impl Connection {
             self.stuck = None;
             return written;
         }
-        let stall = self.stall;
+        let stall = self.patience.stall;
         let stuck = self.stuck.get_or_insert_with(|| Box::pin(tokio::time::sleep(stall)));
         if stuck.as_mut().poll(cx).is_pending() {
             return Poll::Pending;
         }
-        tracing::info!(peer = %self.peer, seconds = stall.as_secs(), "a client that takes nothing was disconnected");
-        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+        Poll::Ready(Err(self.disconnected()))
+    }
+
+    /// Whether the connection goes on while nothing comes from the client. The answers on it are written by other tasks,
+    /// so this is where all of them can be ended: an error in reading ends the connection with whatever is on it.
+    fn goes_on(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            let at = match self.traffic.verdict(Instant::now(), self.patience) {
+                Verdict::LookAt(at) => at,
+                // The last answer is still on its way; the other clock runs.
+                Verdict::Silent if self.stuck.is_some() => return Poll::Pending,
+                // To whoever reads it, as if the client had closed it.
+                Verdict::Silent => return Poll::Ready(Ok(())),
+                Verdict::Stuck => return Poll::Ready(Err(self.disconnected())),
+            };
+            let look = self.look.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
+            // One that is due earlier than needed looks again then; it is not set anew for each byte that comes.
+            if look.is_elapsed() || look.deadline() > at {
+                look.as_mut().reset(at);
+            }
+            if look.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    fn disconnected(&self) -> io::Error {
+        let (peer, seconds) = (self.peer, self.patience.stall.as_secs());
+        tracing::info!(%peer, seconds, "a client that takes nothing was disconnected");
+        io::ErrorKind::TimedOut.into()
     }
 }
 
 impl AsyncRead for Connection {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_read(cx, buffer)
+        let this = self.get_mut();
+        let read = Pin::new(&mut this.stream).poll_read(cx, buffer);
+        if read.is_ready() { read } else { this.goes_on(cx) }
     }
 }
 
@@ -115,6 +168,8 @@ impl AsyncWrite for Connection {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
@@ -122,7 +177,8 @@ mod tests {
     #[tokio::test]
     async fn a_write_that_is_stuck_ends_and_a_slow_one_does_not() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let mut connections = Connections::new(listener, Duration::from_millis(200));
+        let patience = Patience { stall: Duration::from_millis(200), request: Duration::from_secs(60) };
+        let mut connections = Connections::new(listener, patience);
         let address = connections.local_addr().unwrap();
         let connecting = tokio::spawn(TcpStream::connect(address));
         let (mut connection, _) = connections.accept().await;

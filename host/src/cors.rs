@@ -5,13 +5,14 @@
 //! Keeps: what is answered here is on disk.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use stepwell_core::TenantId;
 use tokio::sync::Mutex;
 
 use crate::journal::access::OriginsRecord;
 use crate::journal::{JournalError, RedbJournal};
+use crate::whole::whole;
 
 /// Origins of one tenant. More pages than anybody has; a browser's question is answered from memory.
 pub const ORIGINS_MAX: usize = 64;
@@ -34,12 +35,16 @@ impl Origins {
         Ok(origins)
     }
 
-    /// Sets a tenant's origins.
-    pub async fn set(&self, journal: &RedbJournal, record: OriginsRecord) -> Result<(), JournalError> {
-        let _writing = self.writing.lock().await;
-        journal.put_origins(&record).await?;
-        self.replace(&record);
-        Ok(())
+    /// Sets a tenant's origins. Is done whole, even when it is not waited for to the end.
+    pub async fn set(self: &Arc<Self>, journal: &Arc<RedbJournal>, record: OriginsRecord) -> Result<(), JournalError> {
+        let (origins, journal) = (Arc::clone(self), Arc::clone(journal));
+        whole(async move {
+            let _writing = origins.writing.lock().await;
+            journal.put_origins(&record).await?;
+            origins.replace(&record);
+            Ok(())
+        })
+        .await
     }
 
     /// A tenant's origins, in order.
@@ -57,12 +62,6 @@ impl Origins {
     pub fn allows(&self, tenant: &TenantId, origin: &str) -> bool {
         let by_origin = self.by_origin.read().unwrap_or_else(PoisonError::into_inner);
         by_origin.get(origin).is_some_and(|tenants| tenants.contains(tenant))
-    }
-
-    /// Whether any tenant's may. Who asks before the request does not say for whom.
-    #[must_use]
-    pub fn is_known(&self, origin: &str) -> bool {
-        self.by_origin.read().unwrap_or_else(PoisonError::into_inner).contains_key(origin)
     }
 
     fn replace(&self, record: &OriginsRecord) {
@@ -135,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn an_origin_is_known_for_as_long_as_one_tenant_has_it() {
+    fn a_tenant_s_origins_are_its_own() {
         let origins = Origins { by_origin: RwLock::default(), writing: Mutex::new(()) };
         let (a, b): (TenantId, TenantId) = ("a".parse().unwrap(), "b".parse().unwrap());
         let set = |tenant: &TenantId, list: &[&str]| {
@@ -146,9 +145,9 @@ mod tests {
         set(&b, &["https://two"]);
         assert!(origins.allows(&a, "https://one") && !origins.allows(&b, "https://one"));
         set(&a, &["https://one"]);
-        assert!(origins.is_known("https://two") && !origins.allows(&a, "https://two"));
+        assert!(origins.allows(&b, "https://two") && !origins.allows(&a, "https://two"));
         set(&b, &[]);
-        assert!(!origins.is_known("https://two"));
+        assert!(!origins.allows(&b, "https://two"));
         assert_eq!(origins.of(&a), ["https://one"]);
     }
 }

@@ -29,3 +29,4 @@ pub mod stream_tokens;
 pub mod streams;
 pub mod triggers;
 pub mod vault;
+mod whole;

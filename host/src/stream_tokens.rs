@@ -6,7 +6,7 @@
 //! was wrong with a token that is not ours.
 //!
 //! A token is `sws_`, its claims and their HMAC-SHA256, both in base64url. The claims can be read by whoever holds it;
-//! they name the tenant, the stream, the topics and the end.
+//! they name the tenant, the stream, what of it is shown, and the end.
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -16,7 +16,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use hmac::{Hmac, Mac};
 use serde::{Deserialize, Serialize};
 use sha2::Sha256;
-use stepwell_core::{RunId, TenantId, Timestamp};
+use stepwell_core::{RunId, TenantId, Timestamp, WorkflowName};
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
@@ -24,10 +24,11 @@ use crate::clock;
 use crate::journal::access::StreamKeyRecord;
 use crate::journal::{JournalError, RedbJournal};
 use crate::vault::Vault;
+use crate::whole::whole;
 
 /// How every token begins, so that one can be found where it does not belong.
 pub const PREFIX: &str = "sws_";
-/// Bytes of a token that is looked at: 64 topics of 64 characters, and the rest.
+/// Bytes of a token that is looked at: 64 topics of 64 characters, a correlation, and the rest.
 const TOKEN_BYTES_MAX: usize = 8 << 10;
 const KEY_BYTES: usize = 32;
 /// What the key is sealed as. With a space, which no secret's name has.
@@ -55,8 +56,28 @@ pub struct Claims {
     /// The only topics whose updates are shown; without it, everything is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub topics: Option<Vec<String>>,
+    /// Whether inputs, outputs and details of failures are shown.
+    #[serde(default)]
+    pub outputs: bool,
+    /// The runs that a channel is limited to.
+    #[serde(default)]
+    pub of: RunsClaim,
     /// The last moment that it opens anything.
     pub expires_at: Timestamp,
+}
+
+/// The runs whose entries of a channel are shown: those that fit all that is named here.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunsClaim {
+    /// This one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<RunId>,
+    /// Those of this workflow.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workflow: Option<WorkflowName>,
+    /// Those that were started with this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub correlation: Option<String>,
 }
 
 /// A token that opens something.
@@ -109,13 +130,9 @@ impl StreamTokens {
     }
 
     /// A token for these claims. A tenant's first one makes its key.
-    pub async fn sign(&self, journal: &RedbJournal, claims: &Claims) -> Result<String, JournalError> {
-        let has_key = || self.keys().contains_key(&claims.tenant);
-        if !has_key() {
-            let _writing = self.writing.lock().await;
-            if !has_key() {
-                self.replace(journal, &claims.tenant).await?;
-            }
+    pub async fn sign(self: &Arc<Self>, journal: &Arc<RedbJournal>, claims: &Claims) -> Result<String, JournalError> {
+        if !self.keys().contains_key(&claims.tenant) {
+            self.make_first(journal, &claims.tenant).await?;
         }
         let text = serde_json::to_vec(claims).unwrap_or_default();
         let mac = self.with_key(&claims.tenant, |key| mac_of(&key.bytes, &text).finalize().into_bytes());
@@ -138,10 +155,32 @@ impl StreamTokens {
         if claims.expires_at < now { Err(TokenError::Expired(claims.tenant)) } else { Ok(Verified { claims, rotated }) }
     }
 
-    /// Replaces a tenant's key: none of its tokens is valid any more. Returns when that was.
-    pub async fn rotate(&self, journal: &RedbJournal, tenant: &TenantId) -> Result<Timestamp, JournalError> {
-        let _writing = self.writing.lock().await;
-        self.replace(journal, tenant).await
+    /// Replaces a tenant's key: none of its tokens is valid any more. Returns when that was. Is done whole, even when it is
+    /// not waited for to the end.
+    pub async fn rotate(
+        self: &Arc<Self>,
+        journal: &Arc<RedbJournal>,
+        tenant: &TenantId,
+    ) -> Result<Timestamp, JournalError> {
+        let (tokens, journal, tenant) = (Arc::clone(self), Arc::clone(journal), tenant.clone());
+        whole(async move {
+            let _writing = tokens.writing.lock().await;
+            tokens.replace(&journal, &tenant).await
+        })
+        .await
+    }
+
+    /// A tenant's first key, unless somebody else has just made it.
+    async fn make_first(self: &Arc<Self>, journal: &Arc<RedbJournal>, tenant: &TenantId) -> Result<(), JournalError> {
+        let (tokens, journal, tenant) = (Arc::clone(self), Arc::clone(journal), tenant.clone());
+        whole(async move {
+            let _writing = tokens.writing.lock().await;
+            if !tokens.keys().contains_key(&tenant) {
+                tokens.replace(&journal, &tenant).await?;
+            }
+            Ok(())
+        })
+        .await
     }
 
     async fn replace(&self, journal: &RedbJournal, tenant: &TenantId) -> Result<Timestamp, JournalError> {
@@ -192,6 +231,10 @@ impl std::fmt::Debug for StreamTokens {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use futures_util::FutureExt;
+
     use super::*;
 
     fn claims(tenant: &str, expires_at: u64) -> Claims {
@@ -200,6 +243,8 @@ mod tests {
             tenant,
             target,
             topics: Some(vec!["update".to_owned()]),
+            outputs: false,
+            of: RunsClaim::default(),
             expires_at: Timestamp::from_millis(expires_at),
         }
     }
@@ -208,31 +253,48 @@ mod tests {
     async fn a_token_is_good_until_its_end_or_its_key_s() {
         let dir = tempfile::tempdir().unwrap();
         let vault = Arc::new(Vault::open(dir.path(), false).unwrap());
-        let journal = RedbJournal::open(&dir.path().join("journal.redb")).unwrap();
-        let tokens = StreamTokens::open(&journal, Arc::clone(&vault)).unwrap();
+        let journal = Arc::new(RedbJournal::open(&dir.path().join("journal.redb")).unwrap());
+        let tokens = Arc::new(StreamTokens::open(&journal, Arc::clone(&vault)).unwrap());
         let at = Timestamp::from_millis;
         let claims = claims("a", 1_000);
         let token = tokens.sign(&journal, &claims).await.unwrap();
         assert_eq!(tokens.verify(&token, at(1_000)).unwrap().claims, claims);
         assert_eq!(tokens.verify(&token, at(1_001)).unwrap_err(), TokenError::Expired("a".parse().unwrap()));
         // After a start the key is the same.
-        let again = StreamTokens::open(&journal, Arc::clone(&vault)).unwrap();
+        let again = Arc::new(StreamTokens::open(&journal, Arc::clone(&vault)).unwrap());
         let verified = again.verify(&token, at(0)).unwrap();
         assert!(!verified.rotated.is_cancelled());
         again.rotate(&journal, &claims.tenant).await.unwrap();
         assert!(verified.rotated.is_cancelled());
         assert_eq!(again.verify(&token, at(0)).unwrap_err(), TokenError::Invalid);
-        let third = StreamTokens::open(&journal, vault).unwrap();
+        let third = Arc::new(StreamTokens::open(&journal, vault).unwrap());
         assert_eq!(third.verify(&token, at(0)).unwrap_err(), TokenError::Invalid);
         assert!(third.verify(&third.sign(&journal, &claims).await.unwrap(), at(0)).is_ok());
+    }
+
+    /// *The story:* a client hung up while the new key was written. What it had asked for was dropped between the disk and
+    /// the memory, and tokens of the old key were valid until the next start.
+    #[tokio::test]
+    async fn a_rotation_that_nobody_waits_for_is_done_all_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let vault = Arc::new(Vault::open(dir.path(), false).unwrap());
+        let journal = Arc::new(RedbJournal::open(&dir.path().join("journal.redb")).unwrap());
+        let tokens = Arc::new(StreamTokens::open(&journal, vault).unwrap());
+        let claims = claims("a", 1_000);
+        let token = tokens.sign(&journal, &claims).await.unwrap();
+        let Verified { rotated, .. } = tokens.verify(&token, Timestamp::from_millis(0)).unwrap();
+        let asked = tokens.rotate(&journal, &claims.tenant);
+        assert!(asked.now_or_never().is_none(), "it was over before anybody could hang up");
+        tokio::time::timeout(Duration::from_secs(30), rotated.cancelled()).await.unwrap();
+        assert_eq!(tokens.verify(&token, Timestamp::from_millis(0)).unwrap_err(), TokenError::Invalid);
     }
 
     #[tokio::test]
     async fn a_token_that_was_touched_is_none() {
         let dir = tempfile::tempdir().unwrap();
         let vault = Arc::new(Vault::open(dir.path(), false).unwrap());
-        let journal = RedbJournal::open(&dir.path().join("journal.redb")).unwrap();
-        let tokens = StreamTokens::open(&journal, vault).unwrap();
+        let journal = Arc::new(RedbJournal::open(&dir.path().join("journal.redb")).unwrap());
+        let tokens = Arc::new(StreamTokens::open(&journal, vault).unwrap());
         let now = Timestamp::from_millis(0);
         let token = tokens.sign(&journal, &claims("a", 1_000)).await.unwrap();
         let others = tokens.sign(&journal, &claims("b", 1_000)).await.unwrap();

@@ -3,15 +3,17 @@
 //! Owns: reading on from a position, and waiting for more.
 //! Does not: keep events in memory. The [tail](crate::journal::Tail) says how far the journal goes, and what there is
 //! is read from the journal itself, so history and live are the same thing: there is no cut-over to lose events in, no
-//! buffer to overflow, and a subscriber that is slow holds its position and at most one page. Subscribers who are at the
-//! same place share what one of them has read there.
+//! buffer to overflow, and a subscriber that is slow holds its position and at most one page: 256 KiB, and the append
+//! that goes beyond them (the driver's are about a megabyte at most). Subscribers who are at the same place share what one
+//! of them has read there.
 //! Keeps: whoever starts after `n` gets `n + 1`, `n + 2`, … without gap or repetition, up to the terminal event.
 
 use std::sync::{Arc, PoisonError};
 
+use stepwell_core::event::{ChildEnd, Woke};
 use stepwell_core::{Event, Payload, Recorded, RunKey, Seq};
 
-use crate::journal::channels::{ChannelEntry, ChannelFilter, ChannelKey};
+use crate::journal::channels::{ChannelFilter, ChannelKey, ChannelPage};
 use crate::journal::{Journal, JournalError, RedbJournal, Tail, TailState};
 
 /// Stored bytes read for a subscriber at once.
@@ -94,19 +96,20 @@ impl<J: Journal> RunStream<J> {
 
 /// Bytes of what an event carries, as far as it can be much.
 fn bytes_of(event: &Event) -> usize {
-    let payload = |payload: &Payload| match payload {
-        Payload::Inline(json) => json.len_bytes(),
-        Payload::Stored(_) => 0,
+    let value = match event.payload() {
+        Some(Payload::Inline(json)) => json.len_bytes(),
+        Some(Payload::Stored(_)) | None => 0,
     };
-    match event {
-        Event::StepUpdate { payload: value, .. } | Event::StepCall { result: value, .. } => payload(value),
-        Event::StepCompleted { output, .. } | Event::RunCompleted { output } => payload(output),
-        Event::RunQueued { input, .. } => payload(input),
+    let text = match event {
         Event::StepLog { message, .. } => message.len(),
-        // What others carry that is not counted here is small, or so rare that it is not kept.
-        Event::StepFailed { .. } | Event::RunFailed { .. } | Event::SignalReceived { .. } => SHARED_BYTES_MAX + 1,
+        // What else others carry is small, but for these, which are so rare that they are not kept.
+        Event::StepFailed { .. } | Event::RunFailed { .. } => SHARED_BYTES_MAX + 1,
+        Event::StepResumed { woke: Some(woke), .. } if matches!(**woke, Woke::Child(ChildEnd::Failed { .. })) => {
+            SHARED_BYTES_MAX + 1
+        }
         _ => 0,
-    }
+    };
+    value + text
 }
 
 /// The entries of a channel from a position on. It does not end.
@@ -138,17 +141,19 @@ impl ChannelStream {
         Ok(Self { journal, key, filter, tail, after })
     }
 
-    /// The next entries, at least one; waits for them. Cancel safe: entries are given out only by returning.
-    pub async fn next(&mut self) -> Result<Vec<ChannelEntry>, JournalError> {
-        loop {
-            self.tail.beyond(self.after).await;
-            let page = self.journal.channel(&self.key, &self.filter, self.after, PAGE_ENTRIES, PAGE_BYTES)?;
-            self.after = page.cursor;
-            if !page.entries.is_empty() {
-                return Ok(page.entries);
-            }
-            tokio::task::yield_now().await; // a filter that matches little must not hold up others
-        }
+    /// The last entry that was looked at.
+    #[must_use]
+    pub const fn after(&self) -> u64 {
+        self.after
+    }
+
+    /// The next part of the channel; waits for one. None of its entries may be wanted: then it says how far the channel was
+    /// looked at. Cancel safe: entries are given out only by returning.
+    pub async fn next(&mut self) -> Result<ChannelPage, JournalError> {
+        self.tail.beyond(self.after).await;
+        let page = self.journal.channel(&self.key, &self.filter, self.after, PAGE_ENTRIES, PAGE_BYTES)?;
+        self.after = page.cursor;
+        Ok(page)
     }
 }
 

@@ -8,7 +8,7 @@ use stepwell::journal::RedbJournal;
 use stepwell_core::Timestamp;
 
 use super::{open, tenant};
-use crate::support::{Frame, Server, problem};
+use crate::support::{Frame, PATIENCE, Server, eventually, problem};
 
 const PATH: &str = "/v1/channels/probes/events";
 
@@ -192,11 +192,16 @@ async fn what_is_wrong_with_a_question_to_a_channel_is_told() {
         async move { problem(request.send().await.unwrap()).await }
     };
     let query = (400, "invalid_query".to_owned());
-    for bad in ["after=x", "run=x", "workflow=a%20b", "wait=61", "limit=0", "kinds=step.update"] {
+    for bad in ["after=x", "after=%2B1", "run=x", "workflow=a%20b", "wait=61", "limit=0", "kinds=step.update"] {
         assert_eq!(asked(&format!("{PATH}?{bad}"), None).await, query, "{bad}");
     }
     assert_eq!(asked(PATH, Some("one")).await, query);
     assert_eq!(asked(&format!("{PATH}?topics=a,"), None).await, (422, "unknown_topic".to_owned()));
+    // A follower's filter is kept for as long as it follows.
+    let many = format!("{PATH}?topics={}a", "a,".repeat(64));
+    assert_eq!(asked(&many, None).await, (422, "too_many".to_owned()));
+    let long = format!("{PATH}?correlation={}", "x".repeat(257));
+    assert_eq!(asked(&long, None).await, (422, "invalid_correlation".to_owned()));
     assert_eq!(asked("/v1/channels/a%20b/events", None).await, (404, "unknown_channel".to_owned()));
     let nobody = server.anonymous(Method::GET, PATH).send().await.unwrap();
     assert_eq!(problem(nobody).await, (401, "unauthorized".to_owned()));
@@ -270,4 +275,87 @@ async fn who_comes_back_after_its_place_was_deleted_is_told_where_the_rest_begin
     let request = server.request_as(&key, Method::GET, &format!("{PATH}?after={count}&wait=30"));
     let page: Value = request.send().await.unwrap().json().await.unwrap();
     assert_eq!(page["data"][0]["cursor"], count + 1);
+}
+
+/// *The story:* of a channel's beginning only its first entry was looked at. An old run that had not ended kept that one,
+/// while those of a hundred others after it were deleted, and whoever came back to them was shown what was left.
+#[tokio::test]
+async fn who_comes_back_before_what_was_deleted_in_the_middle_is_told_so() {
+    let mut server = Server::start_with(&[]);
+    let key = tenant(&server, "acme");
+    server.deploy_as(&key, "probe", "stepwell_probe").await;
+    let begin = async |input: Value| {
+        let request = server.request_as(&key, Method::POST, "/v1/workflows/probe/runs");
+        let run: Value = request.json(&json!({"input": input})).send().await.unwrap().json().await.unwrap();
+        run["id"].as_str().unwrap().to_owned()
+    };
+    let page = async |server: &Server, query: &str| {
+        let request = server.request_as(&key, Method::GET, &format!("{PATH}?limit=1000&{query}"));
+        request.send().await.unwrap().json::<Value>().await.unwrap()["data"].as_array().unwrap().clone()
+    };
+    let old = begin(json!({"busy_ms": 3_000, "updates": 1})).await;
+    eventually("the old run's update", || async { (!page(&server, "").await.is_empty()).then_some(()) }).await;
+    let ended = begin(json!({"updates": 3})).await;
+    eventually("the end", || async {
+        page(&server, "").await.iter().any(|e| e["kind"] == "run.completed").then_some(())
+    })
+    .await;
+    let before = page(&server, "").await;
+    assert_eq!(before[0]["run"], *old);
+    let last =
+        before.iter().filter(|entry| entry["run"] == *ended).map(|e| e["cursor"].as_u64().unwrap()).max().unwrap();
+    assert_eq!(server.stop(), 0);
+    let journal = RedbJournal::open(&server.data_dir().join("journal.redb")).unwrap();
+    let later = Timestamp::from_millis(u64::MAX);
+    assert_eq!(journal.delete_runs_ended_before(&"acme".parse().unwrap(), later).await.unwrap(), 1);
+    drop(journal);
+    server.start_again();
+    for after in 0..last {
+        for accept in ["application/json", "text/event-stream"] {
+            let request =
+                server.request_as(&key, Method::GET, &format!("{PATH}?after={after}")).header("accept", accept);
+            let response = request.send().await.unwrap();
+            assert_eq!(response.status(), StatusCode::GONE, "after {after} of {last}");
+            let body: Value = response.json().await.unwrap();
+            assert_eq!((&body["code"], &body["first_seq"]), (&json!("history_truncated"), &json!(last + 1)));
+        }
+    }
+    // From there on, and without a position, there is the rest of the old run.
+    let mut follower = open(server.request_as(&key, Method::GET, PATH).header("last-event-id", last)).await;
+    let first = follower.next().await.unwrap();
+    assert_eq!((first.id, &first.data["run"]), (last + 1, &json!(old)));
+    assert_eq!(page(&server, "").await[0]["cursor"], last + 1);
+}
+
+/// *The story:* a follower that wanted little of a channel had no position for hours. It came back to the one from hours
+/// ago, and that was deleted, or everything since was read again.
+#[tokio::test]
+async fn a_follower_that_wants_nothing_of_what_comes_is_told_how_far_it_was_looked_at() {
+    let server = Server::start();
+    server.deploy("probe", "stepwell_probe").await;
+    let path = format!("{PATH}?correlation=mine");
+    let mut stream = server.request(Method::GET, &path).header("accept", "text/event-stream").send().await.unwrap();
+    for _ in 0..4 {
+        let id = start(&server, "probe", Some("others"), json!({"updates": 100})).await;
+        server.ended(&id).await;
+    }
+    let id = start(&server, "probe", Some("mine"), json!({"updates": 1})).await;
+    let mut text = String::new();
+    while !text.contains("run.completed") {
+        let chunk = tokio::time::timeout(PATIENCE, stream.chunk()).await.unwrap().unwrap().unwrap();
+        text.push_str(std::str::from_utf8(&chunk).unwrap());
+    }
+    let frames: Vec<&str> = text.split("\n\n").filter(|frame| frame.starts_with("id:")).collect();
+    let (told, seen): (Vec<&str>, Vec<&str>) = frames.iter().partition(|frame| !frame.contains("data:"));
+    let number = |frame: &str| frame.lines().next().unwrap()[3..].trim().parse::<u64>().unwrap();
+    let (first_seen, all) = (number(seen[0]), entries(&server, "").await);
+    assert!(seen.iter().all(|frame| frame.contains(&id)));
+    assert!(!told.is_empty() && told.len() < 10, "now and then: {}", told.len());
+    assert!(told.iter().all(|frame| number(frame) < first_seen && !frame.contains("event")), "{told:?}");
+    let numbers: Vec<u64> = frames.iter().map(|frame| number(frame)).collect();
+    assert!(numbers.is_sorted_by(|one, next| one < next), "{numbers:?}");
+    // Whoever comes back to it misses nothing.
+    let again = server.request(Method::GET, &path).header("last-event-id", number(told[told.len() - 1]));
+    let wanted = all.iter().find(|entry| entry["run"] == *id).unwrap();
+    assert_eq!(open(again).await.next().await.unwrap().data, *wanted);
 }

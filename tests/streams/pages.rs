@@ -31,12 +31,18 @@ async fn what_there_is_not_is_refused_in_filters_and_positions() {
         for last in ["x", "-1", "+1", "1.5", "0x1", "1,2", "18446744073709551616", ""] {
             assert_eq!(refused("", accept, Some(last)).await, (400, "invalid_query".to_owned()), "{last:?}");
         }
-        for query in ["after=x", "after=-1", "cursor=1.5", "after=18446744073709551616", "nothing=1"] {
+        for query in
+            ["after=x", "after=-1", "after=%2B1", "after=", "cursor=1.5", "after=18446744073709551616", "nothing=1"]
+        {
             assert_eq!(refused(query, accept, None).await, (400, "invalid_query".to_owned()), "{query}");
         }
-    }
-    for query in ["wait=61", "wait=-1", "wait=x", "limit=0"] {
-        assert_eq!(refused(query, "application/json", None).await, (400, "invalid_query".to_owned()), "{query}");
+        for query in ["wait=61", "wait=-1", "wait=x", "limit=0", "limit=1001"] {
+            assert_eq!(refused(query, accept, None).await, (400, "invalid_query".to_owned()), "{query}");
+        }
+        // A stream keeps its filter for as long as it is open.
+        for query in [format!("topics={}", "status,".repeat(64)), format!("kinds={}", "step.update,".repeat(64))] {
+            assert_eq!(refused(&query, accept, None).await, (422, "too_many".to_owned()), "{query}");
+        }
     }
     // The largest position there is lies beyond the end, like any other.
     let page = server.get(&format!("/v1/runs/{id}/events?after=18446744073709551615&wait=30")).await;
@@ -89,4 +95,31 @@ async fn a_page_that_waits_in_vain_is_empty_when_its_time_is_over() {
     let page: Value = waiting.await.unwrap().unwrap().json().await.unwrap();
     assert_eq!(page["data"], json!([]), "the run has ended before that position");
     assert_eq!(server.stop(), 0);
+}
+
+#[tokio::test]
+async fn a_stream_is_what_is_accepted_as_one_and_everything_else_gets_a_page() {
+    let server = Server::start();
+    server.deploy("noop", "stepwell_noop").await;
+    let run = server.run("noop", json!(1)).await;
+    let path = format!("/v1/runs/{}/events", run["id"].as_str().unwrap());
+    let answered = |accept: &'static [&'static str]| {
+        let request = accept.iter().fold(server.request(Method::GET, &path), |all, line| all.header("accept", *line));
+        async move { request.send().await.unwrap().headers()["content-type"].to_str().unwrap().to_owned() }
+    };
+    let streams: [&[&str]; 5] = [
+        &["text/event-stream"],
+        &["Text/Event-Stream"],
+        &["application/json", "text/event-stream"],
+        &["application/json;q=0.5, text/event-stream;q=0.4"],
+        &["text/event-stream; charset=utf-8"],
+    ];
+    for accept in streams {
+        assert_eq!(answered(accept).await, "text/event-stream", "{accept:?}");
+    }
+    let pages: [&[&str]; 5] =
+        [&[], &["*/*"], &["text/event-stream;q=0"], &["text/event-stream; Q=0.0, */*"], &["text/event-streams"]];
+    for accept in pages {
+        assert_eq!(answered(accept).await, "application/json", "{accept:?}");
+    }
 }

@@ -166,6 +166,76 @@ async fn a_token_expires_and_its_page_is_told_so() {
     assert_eq!(opened.rest().await.last().unwrap().event, "run.completed");
 }
 
+/// A channel has no end that would close what a token has opened.
+#[tokio::test]
+async fn a_stream_of_a_channel_ends_with_its_token_s_time() {
+    let server = Server::start();
+    let path = "/v1/channels/probes/events";
+    let short = token(&server, "/v1/channels/probes", json!({"ttl_seconds": 1})).await;
+    let request = server.request_as(&short, Method::GET, path).header("accept", "text/event-stream");
+    let opened = request.send().await.unwrap();
+    assert_eq!(opened.status(), StatusCode::OK);
+    let text = tokio::time::timeout(PATIENCE / 2, opened.text()).await.expect("it stays open").unwrap();
+    assert_eq!(text.matches("retry").count(), 2, "it says when to come back: {text}");
+    assert_eq!(refused(&server, path, &short).await, (401, "expired_token".to_owned()));
+}
+
+#[tokio::test]
+async fn a_token_of_a_channel_can_be_for_some_of_its_runs() {
+    let server = Server::start();
+    server.deploy("probe", "stepwell_probe").await;
+    server.deploy("second", "stepwell_probe").await;
+    let mut runs = Vec::new();
+    for (workflow, correlation) in [("probe", "ours"), ("second", "ours"), ("probe", "theirs")] {
+        let request = server.post_run(workflow, json!({"updates": 1})).header("stepwell-correlation", correlation);
+        let run: Value = request.send().await.unwrap().json().await.unwrap();
+        runs.push(run["id"].as_str().unwrap().to_owned());
+        server.ended(&runs[runs.len() - 1]).await;
+    }
+    let (channel, path) = ("/v1/channels/probes", "/v1/channels/probes/events");
+    let shown = |token: String, query: &'static str| {
+        let request = server.request_as(&token, Method::GET, &format!("{path}?limit=1000&{query}"));
+        async move {
+            let page: Value = request.send().await.unwrap().json().await.unwrap();
+            let runs = page["data"].as_array().unwrap().iter().map(|entry| entry["run"].as_str().unwrap().to_owned());
+            runs.collect::<std::collections::BTreeSet<String>>()
+        }
+    };
+    let these = |which: &[usize]| which.iter().map(|n| runs[*n].clone()).collect::<std::collections::BTreeSet<_>>();
+    let cases = [
+        (json!({"correlation": "ours"}), these(&[0, 1])),
+        (json!({"workflow": "probe"}), these(&[0, 2])),
+        (json!({"run": runs[1]}), these(&[1])),
+        (json!({"workflow": "probe", "correlation": "ours"}), these(&[0])),
+        (json!({"workflow": "second", "correlation": "theirs"}), these(&[])),
+        (json!({}), these(&[0, 1, 2])),
+    ];
+    for (asked, expected) in cases {
+        assert_eq!(shown(token(&server, channel, asked.clone()).await, "").await, expected, "{asked}");
+    }
+    // Narrower goes, and other is refused, in pages and streams.
+    let ours = token(&server, channel, json!({"correlation": "ours"})).await;
+    assert_eq!(shown(ours.clone(), "correlation=ours&workflow=second").await, these(&[1]));
+    assert_eq!(shown(ours.clone(), "workflow=probe").await, these(&[0]));
+    assert_eq!(refused(&server, &format!("{path}?correlation=theirs"), &ours).await, (403, "out_of_scope".to_owned()));
+    let request = server.request_as(&ours, Method::GET, &format!("{path}?correlation=theirs"));
+    let stream = request.header("accept", "text/event-stream").send().await.unwrap();
+    assert_eq!(problem(stream).await, (403, "out_of_scope".to_owned()));
+    let mut followed = open(server.request_as(&ours, Method::GET, path)).await;
+    let seen = followed.next().await.unwrap();
+    assert_eq!(seen.data["run"], *runs[0]);
+    let one = token(&server, channel, json!({"run": runs[1]})).await;
+    assert_eq!(refused(&server, &format!("{path}?run={}", runs[0]), &one).await, (403, "out_of_scope".to_owned()));
+    // A run's token is for that run.
+    let run = format!("/v1/runs/{}", runs[0]);
+    for asked in [json!({"run": runs[0]}), json!({"workflow": "probe"}), json!({"correlation": "ours"})] {
+        let response = make(&server, "dev", &run, asked.clone()).await;
+        assert_eq!(problem(response).await, (422, "invalid_body".to_owned()), "{asked}");
+    }
+    let long = make(&server, "dev", channel, json!({"correlation": "x".repeat(257)})).await;
+    assert_eq!(problem(long).await, (422, "invalid_correlation".to_owned()));
+}
+
 #[tokio::test]
 async fn a_rotation_closes_what_tokens_have_opened_and_survives_a_crash() {
     let mut server = Server::start();
@@ -194,6 +264,18 @@ async fn a_rotation_closes_what_tokens_have_opened_and_survives_a_crash() {
     drop(with_key);
 }
 
+/// Events as they are shown to whoever may not see inputs, outputs and details of failures.
+fn without_values(events: &mut [Value]) {
+    for event in events {
+        let event = event.as_object_mut().unwrap();
+        event.remove("input");
+        event.remove("output");
+        if let Some(failure) = event.get_mut("failure") {
+            failure.as_object_mut().unwrap().remove("details");
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_token_with_topics_shows_their_updates_and_what_happens_to_the_run() {
     let server = Server::start();
@@ -209,8 +291,25 @@ async fn a_token_with_topics_shows_their_updates_and_what_happens_to_the_run() {
         let kind = event["kind"].as_str().unwrap();
         !hidden.contains(&kind) && (kind != "step.update" || event["topic"] == "status")
     });
+    // With them where the tenant says so; else a hidden topic's updates could be read in an output.
+    let with_outputs = token(&server, &run, json!({"topics": ["status"], "outputs": true})).await;
+    let seen = open(server.anonymous(Method::GET, &format!("{path}?token={with_outputs}"))).await.rest().await;
+    assert_eq!(seen, frames_of(&events));
+    let has = |field: &str| events.iter().any(|event| event.get(field).is_some());
+    assert!(has("input") && has("output"), "there is something to hide");
+    without_values(&mut events);
     assert_eq!(frames, frames_of(&events));
+    let (_, text) = ask_over_http2(&server, &format!("{path}?token={status}"), None).await;
+    assert_eq!(super::wires::parse(&text), frames_of(&events));
+    let page = server.request_as(&status, Method::GET, &format!("{path}?limit=1000"));
+    assert_eq!(page.send().await.unwrap().json::<Value>().await.unwrap()["data"], json!(events));
     assert!(events.iter().any(|event| event["kind"] == "step.rolled_back"));
+    // And the other way round: everything but that.
+    let without = token(&server, &run, json!({"outputs": false})).await;
+    let page = server.request_as(&without, Method::GET, &format!("{path}?limit=1000"));
+    let mut all = server.events(&id).await;
+    without_values(&mut all);
+    assert_eq!(page.send().await.unwrap().json::<Value>().await.unwrap()["data"], json!(all));
     let asked = |query: &'static str| {
         let request = server.request_as(&status, Method::GET, &format!("{path}?limit=1000&{query}"));
         async move { request.send().await.unwrap() }
@@ -228,6 +327,12 @@ async fn a_token_with_topics_shows_their_updates_and_what_happens_to_the_run() {
     let entries = page["data"].as_array().unwrap();
     assert_eq!(entries.iter().filter(|entry| entry["topic"] == "status").count(), 2);
     assert!(entries.iter().all(|entry| entry["topic"] != "update"));
+    let end = entries.last().unwrap();
+    assert_eq!((&end["kind"], end.get("output")), (&json!("run.completed"), None));
+    let whole = token(&server, "/v1/channels/probes", json!({})).await;
+    let request = server.request_as(&whole, Method::GET, "/v1/channels/probes/events?limit=1000");
+    let page: Value = request.send().await.unwrap().json().await.unwrap();
+    assert!(page["data"].as_array().unwrap().last().unwrap()["output"].is_object());
     let path = "/v1/channels/probes/events?topics=update";
     assert_eq!(refused(&server, path, &on_channel).await, (403, "out_of_scope".to_owned()));
 }

@@ -311,6 +311,8 @@ async function* stream<E>(attempt: Attempt): AsyncGenerator<Item<E>, void, undef
       for (const frame of parser.push(value)) {
         if (frame.retry !== undefined) onRetry(frame.retry);
         if (frame.data !== undefined) yield { event: JSON.parse(frame.data) as E };
+        // How far the server has looked without finding anything that is wanted.
+        else if (frame.id !== undefined && /^\d+$/.test(frame.id)) yield { position: Number(frame.id) };
       }
     }
   } catch (error) {

@@ -76,6 +76,16 @@ describe("a subscription survives", () => {
     expect((await follow(url)).map(({ seq }) => seq)).toEqual([1, 2, 3, 4]);
   });
 
+  // Where a filter leaves out much, the server says now and then how far it has looked.
+  it("a cut after a place that came without an event, and goes on from there", async () => {
+    const { url, asked } = await scripted(
+      (answer) => void stream(answer).end(`retry: 1\n\n${frame(event(1))}id: 7\n\n`),
+      says(end(8)),
+    );
+    expect((await follow(url)).map(({ seq }) => seq)).toEqual([1, 8]);
+    expect(after(asked[1])).toBe("7");
+  });
+
   it("a page in the stream's place", async () => {
     const portal: Answer = (answer) => void answer.writeHead(200, { "content-type": "text/html" }).end("<h1>Log in</h1>");
     const states: boolean[] = [];

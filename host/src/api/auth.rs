@@ -6,6 +6,7 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
 use serde::de::DeserializeOwned;
 use stepwell_core::{RunId, RunKey, TenantId};
+use tokio_util::sync::CancellationToken;
 
 use super::App;
 use super::problem::Problem;
@@ -50,10 +51,10 @@ fn caller(headers: &HeaderMap, app: &App) -> Result<Caller, Problem> {
     key.and_then(|key| app.access.caller(key)).ok_or_else(|| unauthorized("this API key is not valid"))
 }
 
-/// The tenant whose key a request carries.
-pub(super) fn tenant_of(headers: &HeaderMap, app: &App) -> Result<TenantId, Problem> {
+/// The tenant whose key a request carries, and what says when the key is revoked.
+pub(super) fn tenant_of(headers: &HeaderMap, app: &App) -> Result<(TenantId, CancellationToken), Problem> {
     match caller(headers, app)? {
-        Caller::Tenant(tenant) => Ok(tenant),
+        Caller::Tenant { tenant, revoked } => Ok((tenant, revoked)),
         Caller::Operator => Err(Problem::new(
             StatusCode::FORBIDDEN,
             "not_a_tenant",
@@ -66,7 +67,7 @@ impl FromRequestParts<App> for Tenant {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
-        tenant_of(&parts.headers, app).map(Self)
+        tenant_of(&parts.headers, app).map(|(tenant, _)| Self(tenant))
     }
 }
 
@@ -76,7 +77,7 @@ impl FromRequestParts<App> for Operator {
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
         match caller(&parts.headers, app)? {
             Caller::Operator => Ok(Self),
-            Caller::Tenant(_) => {
+            Caller::Tenant { .. } => {
                 Err(Problem::new(StatusCode::FORBIDDEN, "not_an_operator", "this is for the operator of this host"))
             }
         }

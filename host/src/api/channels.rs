@@ -3,11 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Json as Answer;
 use axum::extract::{Query, State};
 use axum::http::{HeaderMap, Uri};
+use axum::response::Response;
 use axum::response::sse::Event as Frame;
-use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::value::{RawValue, to_raw_value};
 use stepwell_core::ids::is_word;
@@ -17,13 +16,15 @@ use utoipa::IntoParams;
 
 use super::App;
 use super::auth::Segments;
-use super::events::{LIMIT_DEFAULT, LIMIT_MAX, PAGE_BYTES_MAX, last_event_id, unknown_topic, wait, waits, words};
+use super::events::{
+    LIMIT_DEFAULT, LIMIT_MAX, PAGE_BYTES_MAX, Position, last_event_id, unknown_topic, wait, waits, words,
+};
 use super::problem::{Problem, ProblemBody};
-use super::runs::{limit, query};
-use super::sse;
+use super::runs::{checked_correlation, limit, query};
 use super::viewer::{self, Viewer};
 use super::wire::{ChannelEventBody, ChannelEventSchema, Page, PageInfo};
-use crate::journal::channels::{ChannelEntry, ChannelFilter, ChannelKey};
+use super::{room, sse};
+use crate::journal::channels::{ChannelEntry, ChannelFilter, ChannelKey, ChannelPage};
 use crate::journal::{JournalError, RedbJournal, error_chain};
 use crate::stream_tokens::Target;
 use crate::streams::ChannelStream;
@@ -32,13 +33,18 @@ use crate::streams::ChannelStream;
 /// larger; then it ends early.
 const READ_BYTES: usize = 1 << 20;
 
+/// Entries that a follower is not told of, because it wants none of them, before it is told how far they go. Otherwise it
+/// would come back to a place that may be gone by then, and all of them would be read again.
+const UNTOLD_MAX: u64 = 256;
+
 /// Which entries, and from where.
 #[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct ChannelQuery {
     /// Only entries after this one; without it, from the first that exists. `Last-Event-ID` wins.
-    after: Option<u64>,
+    #[param(value_type = Option<u64>)]
+    after: Option<Position>,
     /// Only those of this run.
     #[param(value_type = Option<String>)]
     run: Option<RunId>,
@@ -52,7 +58,8 @@ pub(super) struct ChannelQuery {
     /// Entries on the page, 1 to 1,000; 100 when it is left out. Not for streams.
     limit: Option<usize>,
     /// Like `after`; what a page says.
-    cursor: Option<u64>,
+    #[param(value_type = Option<u64>)]
+    cursor: Option<Position>,
     /// Seconds, 0 to 60, that a page without entries waits for one. Not for streams.
     wait: Option<u64>,
     /// A stream token, where there is no `Authorization`.
@@ -70,14 +77,14 @@ pub(super) struct ChannelQuery {
         ChannelQuery,
     ),
     responses(
-        (status = 200, description = "A page, or with `Accept: text/event-stream` a stream: `id` is the entry's cursor, `event` its kind, `data` the entry.", body = Page<ChannelEventSchema>),
+        (status = 200, description = "A page, or with `Accept: text/event-stream` a stream: `id` is the entry's cursor, `event` its kind, `data` the entry. A frame with an `id` alone says how far the channel was looked at.", body = Page<ChannelEventSchema>),
         (status = 400, description = "`invalid_query`", body = ProblemBody),
         (status = 401, description = "`unauthorized`, `invalid_token`, `expired_token`", body = ProblemBody),
         (status = 403, description = "`out_of_scope`", body = ProblemBody),
         (status = 404, description = "`unknown_channel`", body = ProblemBody),
         (status = 410, description = "`history_truncated`, with `first_seq`: the first cursor that exists", body = ProblemBody),
-        (status = 422, description = "`unknown_topic`", body = ProblemBody),
-        (status = 429, description = "`too_many_streams`", body = ProblemBody),
+        (status = 422, description = "`unknown_topic`, `invalid_correlation`, `too_many`", body = ProblemBody),
+        (status = 429, description = "`too_many_streams`, `too_many_pages`", body = ProblemBody),
     ))]
 pub(super) async fn get(
     State(app): State<App>,
@@ -107,68 +114,119 @@ async fn answer(
         return Err(Problem::unknown_channel());
     }
     let asked = query(asked)?;
-    let after = last_event_id(headers)?.or(asked.after).or(asked.cursor);
-    let topics = asked.topics.as_deref().map(words);
+    let after = last_event_id(headers)?.or(asked.after).or(asked.cursor).map(|Position(cursor)| cursor);
+    let (limit, wait) = (limit(asked.limit, LIMIT_DEFAULT, LIMIT_MAX)?, wait(asked.wait)?);
+    let topics = asked.topics.as_deref().map(words).transpose()?;
     if let Some(topic) = topics.iter().flatten().find(|topic| !is_word(topic)) {
         return Err(unknown_topic(topic)); // nobody can have it
     }
+    asked.correlation.as_deref().map_or(Ok(()), checked_correlation)?;
     viewer.check_topics(topics.as_ref())?;
     let topics = topics.or_else(|| viewer.topics());
-    let filter = ChannelFilter { run: asked.run, workflow: asked.workflow, correlation: asked.correlation, topics };
+    let mut filter = ChannelFilter { run: asked.run, workflow: asked.workflow, correlation: asked.correlation, topics };
+    viewer.narrow(&mut filter)?;
     let key = ChannelKey { tenant: viewer.tenant.clone(), channel };
+    let shows_values = viewer.sees_values();
     if super::events::wants_stream(headers) {
         let stream = ChannelStream::new(Arc::clone(&app.journal), key.clone(), filter, after)?;
+        let told = stream.after();
         let journal = Arc::clone(&app.journal);
-        let follower = Follower { journal, key, stream, waiting: Vec::new().into_iter() };
-        return Ok(sse::answer(app, sse::room(app, &viewer.tenant)?, viewer.revoked(), follower));
+        let follower = Follower { journal, key, stream, shows_values, waiting: None, told };
+        return Ok(sse::answer(room::for_stream(app, &viewer.tenant)?, viewer.ends_with_token(app), follower));
     }
-    let wait = wait(asked.wait)?;
-    let _room = (!wait.is_zero()).then(|| sse::room(app, &viewer.tenant)).transpose()?;
-    page(app, &key, &filter, after, limit(asked.limit, LIMIT_DEFAULT, LIMIT_MAX)?, wait).await
+    page(app, viewer, Wanted { key, filter: Arc::new(filter), after, limit, shows_values }, wait).await
+}
+
+/// What a page is to have.
+#[derive(Clone)]
+struct Wanted {
+    key: ChannelKey,
+    filter: Arc<ChannelFilter>,
+    /// `None`: from the beginning, wherever that is.
+    after: Option<u64>,
+    limit: usize,
+    shows_values: bool,
+}
+
+/// What a page has.
+struct Found {
+    data: Vec<Box<RawValue>>,
+    cursor: u64,
+    has_more: bool,
 }
 
 /// A page; without an entry on it, it waits for one.
-async fn page(
-    app: &App,
-    key: &ChannelKey,
-    filter: &ChannelFilter,
-    after: Option<u64>,
-    limit: usize,
-    wait: Duration,
-) -> Result<Response, Problem> {
+async fn page(app: &App, viewer: &Viewer, mut wanted: Wanted, wait: Duration) -> Result<Response, Problem> {
     let until = Instant::now() + wait;
+    let _waits = (!wait.is_zero()).then(|| room::for_stream(app, &viewer.tenant)).transpose()?;
     // The listener stands before the first read.
-    let mut tail = app.journal.channel_tail(key)?;
-    let mut from = match after {
-        Some(after) => after,
-        None => app.journal.channel_bounds(key)?.0 - 1,
-    };
-    let found = loop {
-        let found = app.journal.channel(key, filter, from, limit, READ_BYTES)?;
-        from = found.cursor;
-        if !found.entries.is_empty() || Instant::now() >= until {
-            break found;
+    let mut tail = app.journal.channel_tail(&wanted.key)?;
+    loop {
+        let room = room::for_page(app, &viewer.tenant).await?;
+        let (journal, part) = (Arc::clone(&app.journal), wanted.clone());
+        let (room, found) = room::read_in(room, move || read(&journal, &part)).await?;
+        viewer.check_still()?;
+        wanted.after = Some(found.cursor);
+        let is_over = !found.data.is_empty() || Instant::now() >= until;
+        // Whoever waits holds no room that others need.
+        let room = Some(room).filter(|_| is_over);
+        if is_over || (!found.has_more && !waits(app, viewer, until, tail.beyond(found.cursor)).await?) {
+            let page =
+                PageInfo { cursor: Some(found.cursor.to_string()), has_more: found.has_more, limit: wanted.limit };
+            return room::answer(room, &Page { data: found.data, page });
         }
-        if !found.has_more && !waits(app, until, tail.beyond(from)).await {
-            break found;
-        }
-        tokio::task::yield_now().await; // a filter that matches little must not hold up others
-    };
-    let mut data: Vec<Box<RawValue>> = Vec::new();
-    let (mut size, mut cursor, mut has_more) = (0, found.cursor, found.has_more);
-    for entry in &found.entries {
-        if size >= PAGE_BYTES_MAX {
-            (cursor, has_more) = (entry.cursor - 1, true);
+    }
+}
+
+fn read(journal: &RedbJournal, wanted: &Wanted) -> Result<Found, Problem> {
+    let page = part(journal, wanted)?;
+    let mut found = Found { data: Vec::new(), cursor: page.cursor, has_more: page.has_more };
+    let mut size = 0;
+    for entry in &page.entries {
+        let body = shown(journal, &wanted.key, entry, wanted.shows_values)?;
+        // An entry that would make the page too large is the first of the next one.
+        if size > 0 && size + body.get().len() > PAGE_BYTES_MAX {
+            (found.cursor, found.has_more) = (entry.cursor - 1, true);
             break;
         }
-        let run = RunKey { tenant: key.tenant.clone(), run: entry.run };
-        let body = ChannelEventBody::of(&*app.journal, &run, entry)?;
-        let body = to_raw_value(&body).map_err(|_| Problem::internal())?;
         size += body.get().len();
-        data.push(body);
+        found.data.push(body);
     }
-    let page = PageInfo { cursor: Some(cursor.to_string()), has_more, limit };
-    Ok(Answer(Page { data, page }).into_response())
+    Ok(found)
+}
+
+fn part(journal: &RedbJournal, wanted: &Wanted) -> Result<ChannelPage, JournalError> {
+    let Wanted { key, filter, after, limit, .. } = wanted;
+    loop {
+        let from = match after {
+            Some(after) => *after,
+            None => journal.channel_bounds(key)?.0 - 1,
+        };
+        match journal.channel(key, filter, from, *limit, READ_BYTES) {
+            // The beginning has moved since; whoever did not name it need not know.
+            Err(JournalError::Truncated { .. }) if after.is_none() => {}
+            page => return page,
+        }
+    }
+}
+
+/// An entry as a client is shown it.
+fn shown(
+    journal: &RedbJournal,
+    key: &ChannelKey,
+    entry: &ChannelEntry,
+    shows_values: bool,
+) -> Result<Box<RawValue>, Problem> {
+    let run = RunKey { tenant: key.tenant.clone(), run: entry.run };
+    let body = match ChannelEventBody::of(journal, &run, entry, shows_values) {
+        Ok(body) => to_raw_value(&body),
+        // Its run was deleted after the entry was read, so the channel begins further on.
+        Err(gone) if gone.code() == "unknown_run" => {
+            return Err(JournalError::Truncated { first_seq: journal.channel_bounds(key)?.0 }.into());
+        }
+        Err(problem) => return Err(problem),
+    };
+    body.map_err(|_| Problem::internal())
 }
 
 /// A subscriber: where it is, and what it still has to send.
@@ -176,22 +234,39 @@ struct Follower {
     journal: Arc<RedbJournal>,
     key: ChannelKey,
     stream: ChannelStream,
-    waiting: std::vec::IntoIter<ChannelEntry>,
+    shows_values: bool,
+    /// Gone when it has been sent: whoever waits holds nothing.
+    waiting: Option<std::vec::IntoIter<ChannelEntry>>,
+    /// The last `id` that went out, or where it began.
+    told: u64,
+}
+
+impl Follower {
+    fn frame(&mut self, entry: &ChannelEntry) -> Option<Frame> {
+        // A value that cannot be read ends the stream: a gap would be a lie. The log says why.
+        let body = shown(&self.journal, &self.key, entry, self.shows_values).ok()?;
+        self.told = entry.cursor;
+        let frame = Frame::default().id(entry.cursor.to_string()).event(entry.recorded.event.kind());
+        Some(frame.data(body.get()))
+    }
 }
 
 impl sse::Source for Follower {
     async fn next(&mut self) -> Option<Frame> {
         loop {
-            if let Some(entry) = self.waiting.next() {
-                let run = RunKey { tenant: self.key.tenant.clone(), run: entry.run };
-                // A value that cannot be read ends the stream: a gap would be a lie. The log says why.
-                let body = ChannelEventBody::of(&*self.journal, &run, &entry).ok()?;
-                let data = serde_json::to_string(&body).ok()?;
-                let frame = Frame::default().id(entry.cursor.to_string());
-                return Some(frame.event(entry.recorded.event.kind()).data(data));
+            if let Some(entry) = self.waiting.as_mut().and_then(Iterator::next) {
+                return self.frame(&entry);
+            }
+            self.waiting = None;
+            let after = self.stream.after();
+            if after >= self.told.saturating_add(UNTOLD_MAX) {
+                // Nothing was wanted of all this. It comes back to here, and not to where something was.
+                self.told = after;
+                return Some(Frame::default().id(after.to_string()));
             }
             match self.stream.next().await {
-                Ok(entries) => self.waiting = entries.into_iter(),
+                Ok(page) if page.entries.is_empty() => tokio::task::yield_now().await, // others wait, too
+                Ok(page) => self.waiting = Some(page.entries.into_iter()),
                 // Whoever comes back is told where the history begins.
                 Err(JournalError::Truncated { .. }) => return None,
                 Err(error) => {

@@ -16,6 +16,7 @@ mod live;
 mod openapi;
 mod problem;
 mod providers;
+mod room;
 mod runs;
 mod secrets;
 mod settings;
@@ -49,7 +50,7 @@ use crate::triggers::Triggers;
 use crate::vault::Vault;
 
 pub use self::openapi::document;
-pub(crate) use self::sse::{STREAMS_MAX, STREAMS_PER_TENANT_DEFAULT};
+pub(crate) use self::room::{PAGES_MAX, PAGES_PER_TENANT, STREAMS_MAX};
 pub(crate) use self::tenants::RETENTION_DAYS_DEFAULT;
 
 /// What handlers share.
@@ -73,6 +74,8 @@ pub struct App {
     pub stream_tokens: Arc<StreamTokens>,
     /// Room for streams, and for pages that wait.
     pub(crate) streams: Arc<Permits>,
+    /// Room for pages that are read and sent.
+    pub(crate) pages: Arc<Permits>,
     /// Ends streams and waits when the host stops.
     pub stopping: CancellationToken,
 }

@@ -1,6 +1,8 @@
 //! Errors as responses: `application/problem+json` (RFC 9457) with a stable `code`. The client gets the code and a plain
 //! sentence; the cause goes to the log.
 
+use std::time::Duration;
+
 use axum::body::Body;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -17,6 +19,8 @@ use crate::driver::{ControlError, RerunError, StartError};
 use crate::journal::{JournalError, error_chain};
 use crate::sandbox::{CheckInputError, EvaluateError, InputProblem, UploadError};
 
+/// How long a body may be silent. Whoever says what it will send and does not send it holds a connection.
+const BODY_WAIT: Duration = Duration::from_secs(30);
 /// Bytes over the limit that are read, and forgotten, so that the answer gets through.
 const DISCARDED_BYTES_MAX: usize = 64 << 20;
 
@@ -323,7 +327,8 @@ pub(super) async fn body(headers: &HeaderMap, body: Body, bytes_max: usize) -> R
     let mut bytes = Vec::with_capacity(declared.unwrap_or(0).min(bytes_max as u64) as usize);
     let mut seen = 0usize;
     let mut frames = body.into_data_stream();
-    while let Some(frame) = frames.next().await {
+    let late = |_| Problem::bad_request("unreadable_body", "the request's body did not come in time");
+    while let Some(frame) = tokio::time::timeout(BODY_WAIT, frames.next()).await.map_err(late)? {
         let frame =
             frame.map_err(|_| Problem::bad_request("unreadable_body", "the request's body could not be read"))?;
         seen = seen.saturating_add(frame.len());

@@ -131,16 +131,18 @@ async fn wait_for_end(app: &App, key: &RunKey, wait: Duration) -> Result<bool, P
 
 fn correlation(headers: &HeaderMap) -> Result<Option<String>, Problem> {
     let Some(value) = headers.get("stepwell-correlation") else { return Ok(None) };
-    let text = value.to_str().ok().filter(|text| is_correlation(text));
-    text.map(|text| Some(text.to_owned())).ok_or_else(|| {
-        let rule = format!("a correlation has 1 to {CORRELATION_BYTES_MAX} printable ASCII characters");
-        Problem::invalid("invalid_correlation", rule)
-    })
+    let text = value.to_str().unwrap_or_default(); // which is none either
+    checked_correlation(text)?;
+    Ok(Some(text.to_owned()))
 }
 
-/// Whether a run can be known by this.
-fn is_correlation(text: &str) -> bool {
-    (1..=CORRELATION_BYTES_MAX).contains(&text.len()) && text.bytes().all(|b| (0x20..0x7f).contains(&b))
+/// Refuses what no run can be known by.
+pub(super) fn checked_correlation(text: &str) -> Result<(), Problem> {
+    if (1..=CORRELATION_BYTES_MAX).contains(&text.len()) && text.bytes().all(|b| (0x20..0x7f).contains(&b)) {
+        return Ok(());
+    }
+    let rule = format!("a correlation has 1 to {CORRELATION_BYTES_MAX} printable ASCII characters");
+    Err(Problem::invalid("invalid_correlation", rule))
 }
 
 fn idempotency_key(

@@ -7,15 +7,13 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
-use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::http::{HeaderName, HeaderValue, header};
 use axum::response::sse::{Event as Frame, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream::{self, Stream, StreamExt};
-use stepwell_core::TenantId;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::App;
-use super::problem::Problem;
 use crate::clock;
 use crate::permits::Permit;
 
@@ -27,29 +25,44 @@ const RETRY: Duration = Duration::from_secs(1);
 /// What is added to that, at most, when the host stops: the next one would otherwise meet everybody in one moment.
 const RETRY_SPREAD_MS: u64 = 2_000;
 
-/// Streams, and pages that wait, of all tenants at once. Each is a connection of some 60 KB; a process rarely may have
-/// more files open.
-pub(crate) const STREAMS_MAX: usize = 40_000;
-/// The same for one tenant unless the operator says otherwise: half of them.
-pub(crate) const STREAMS_PER_TENANT_DEFAULT: usize = STREAMS_MAX / 2;
-
 /// What a stream is fed from.
 pub(super) trait Source: Send + 'static {
     /// The next frame; waits for it. `None` when nothing follows. Cancel safe: a frame is given out only by returning.
     fn next(&mut self) -> impl Future<Output = Option<Frame>> + Send;
 }
 
-/// Room for one more stream of a tenant.
-pub(super) fn room(app: &App, tenant: &TenantId) -> Result<Permit, Problem> {
-    let detail = "there are too many streams at once; close some, or follow a channel instead of its runs";
-    let full = || Problem::new(StatusCode::TOO_MANY_REQUESTS, "too_many_streams", detail);
-    app.streams.try_acquire(tenant).ok_or_else(full)
+/// What ends a stream besides its source.
+#[derive(Debug, Clone)]
+pub(super) struct Ends {
+    /// The host stops.
+    pub(super) stopping: CancellationToken,
+    /// Whoever opened it may not any more.
+    pub(super) revoked: CancellationToken,
+    /// From then on they may not.
+    pub(super) at: Option<Instant>,
 }
 
-/// A stream as an answer. It ends with its source, with the host, or when `revoked` says so.
-pub(super) fn answer(app: &App, room: Permit, revoked: Option<CancellationToken>, source: impl Source) -> Response {
+impl Ends {
+    /// Waits for the first of them.
+    async fn come(&self) {
+        let at = async {
+            match self.at {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = self.stopping.cancelled() => {}
+            () = self.revoked.cancelled() => {}
+            () = at => {}
+        }
+    }
+}
+
+/// A stream as an answer.
+pub(super) fn answer(room: Permit, ends: Ends, source: impl Source) -> Response {
     let hello = stream::iter([Ok(Frame::default().retry(RETRY))]);
-    let frames = hello.chain(frames(app.stopping.clone(), room, revoked.unwrap_or_default(), source));
+    let frames = hello.chain(frames(room, ends, source));
     let keepalive = KeepAlive::new().interval(KEEPALIVE).text("keepalive");
     let mut response = Sse::new(frames).keep_alive(keepalive).into_response();
     let headers = response.headers_mut();
@@ -59,23 +72,15 @@ pub(super) fn answer(app: &App, room: Permit, revoked: Option<CancellationToken>
     response
 }
 
-fn frames(
-    stopping: CancellationToken,
-    room: Permit,
-    revoked: CancellationToken,
-    source: impl Source,
-) -> impl Stream<Item = Result<Frame, Infallible>> {
-    stream::unfold(Some((source, room)), move |source| {
-        let (stopping, revoked) = (stopping.clone(), revoked.clone());
-        async move {
-            let (mut source, room) = source?;
-            tokio::select! {
-                frame = source.next() => frame.map(|frame| (Ok(frame), Some((source, room)))),
-                // A closed stream is not the end of the run: the client connects again, to the next process.
-                () = stopping.cancelled() => Some((Ok(farewell()), None)),
-                // Or is refused then.
-                () = revoked.cancelled() => Some((Ok(farewell()), None)),
-            }
+fn frames(room: Permit, ends: Ends, source: impl Source) -> impl Stream<Item = Result<Frame, Infallible>> {
+    stream::unfold(Some((source, ends, room)), |state| async {
+        let (mut source, ends, room) = state?;
+        tokio::select! {
+            // An end comes first: whoever may not read any more is shown nothing that was still to come.
+            biased;
+            // A closed stream is not the end of the run: the client connects again, to the next process, or is refused then.
+            () = ends.come() => Some((Ok(farewell()), None)),
+            frame = source.next() => frame.map(|frame| (Ok(frame), Some((source, ends, room)))),
         }
     })
 }

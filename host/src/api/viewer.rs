@@ -4,22 +4,28 @@
 //! page's origin. Credentials in the browser's sense, that is cookies, are never allowed: there are none.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
-use axum::extract::{Query, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
+use axum::extract::Query;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use stepwell_core::TenantId;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::App;
 use super::auth::tenant_of;
 use super::problem::Problem;
+use super::sse::Ends;
 use crate::clock;
-use crate::stream_tokens::{PREFIX, Target, TokenError, Verified};
+use crate::journal::channels::ChannelFilter;
+use crate::stream_tokens::{Claims, PREFIX, Target, TokenError, Verified};
 
 /// What a page may send along, besides what every page may. `Last-Event-ID` is where it goes on.
 const HEADERS_ALLOWED: &str = "authorization, last-event-id, cache-control";
+/// What a page may read of an answer's head, besides what every page may: when to come back.
+const HEADERS_EXPOSED: &str = "retry-after";
 /// Seconds that a browser need not ask again.
 const PREFLIGHT_SECONDS: &str = "600";
 
@@ -28,7 +34,9 @@ const PREFLIGHT_SECONDS: &str = "600";
 pub(super) struct Viewer {
     pub(super) tenant: TenantId,
     /// `None` for a tenant with its API key.
-    token: Option<Verified>,
+    claims: Option<Claims>,
+    /// Cancelled when the key or token is not valid any more.
+    revoked: CancellationToken,
 }
 
 /// Somebody who does not, and whose tenant is known all the same when an expired token says so.
@@ -56,15 +64,14 @@ impl Viewer {
             None => Query::<Presented>::try_from_uri(uri).ok().and_then(|Query(presented)| presented.token),
         };
         let Some(token) = token else {
-            let tenant = tenant_of(headers, app).map_err(|problem| Denied { tenant: None, problem })?;
-            return Ok(Self { tenant, token: None });
+            let (tenant, revoked) = tenant_of(headers, app).map_err(|problem| Denied { tenant: None, problem })?;
+            return Ok(Self { tenant, claims: None, revoked });
         };
         match app.stream_tokens.verify(&token, clock::now()) {
-            Ok(verified) => Ok(Self { tenant: verified.claims.tenant.clone(), token: Some(verified) }),
-            Err(TokenError::Invalid) => {
-                let detail = "this stream token is not valid";
-                Err(Denied { tenant: None, problem: unauthorized("invalid_token", detail) })
+            Ok(Verified { claims, rotated }) => {
+                Ok(Self { tenant: claims.tenant.clone(), claims: Some(claims), revoked: rotated })
             }
+            Err(TokenError::Invalid) => Err(Denied { tenant: None, problem: invalid_token() }),
             Err(TokenError::Expired(tenant)) => {
                 let detail = "this stream token has expired; ask for a new one";
                 Err(Denied { tenant: Some(tenant), problem: unauthorized("expired_token", detail) })
@@ -74,29 +81,73 @@ impl Viewer {
 
     /// Whether this is a stream for them. What a token was not made for does not exist.
     pub(super) fn may_open(&self, target: &Target) -> bool {
-        self.token.as_ref().is_none_or(|token| token.claims.target == *target)
+        self.claims.as_ref().is_none_or(|claims| claims.target == *target)
     }
 
     /// The topics that they are limited to.
     pub(super) fn topics(&self) -> Option<HashSet<String>> {
-        let topics = self.token.as_ref()?.claims.topics.as_ref()?;
+        let topics = self.claims.as_ref()?.topics.as_ref()?;
         Some(topics.iter().cloned().collect())
     }
 
     /// Refuses topics that are not among those.
     pub(super) fn check_topics(&self, wanted: Option<&HashSet<String>>) -> Result<(), Problem> {
         let (Some(wanted), Some(allowed)) = (wanted, self.topics()) else { return Ok(()) };
-        if wanted.is_subset(&allowed) {
-            return Ok(());
-        }
-        let detail = "this stream token is for other topics";
-        Err(Problem::new(StatusCode::FORBIDDEN, "out_of_scope", detail))
+        if wanted.is_subset(&allowed) { Ok(()) } else { Err(out_of_scope("topics")) }
+    }
+
+    /// Whether inputs, outputs and details of failures are shown to them.
+    pub(super) fn sees_values(&self) -> bool {
+        self.claims.as_ref().is_none_or(|claims| claims.outputs)
+    }
+
+    /// Narrows what is wanted of a channel to the runs that they are limited to. Refuses others.
+    pub(super) fn narrow(&self, filter: &mut ChannelFilter) -> Result<(), Problem> {
+        let Some(claims) = &self.claims else { return Ok(()) };
+        let fits = narrowed(&mut filter.run, claims.of.run.as_ref())
+            && narrowed(&mut filter.workflow, claims.of.workflow.as_ref())
+            && narrowed(&mut filter.correlation, claims.of.correlation.as_ref());
+        if fits { Ok(()) } else { Err(out_of_scope("runs")) }
+    }
+
+    /// What ends a stream of theirs that has an end of its own.
+    pub(super) fn ends(&self, app: &App) -> Ends {
+        Ends { stopping: app.stopping.clone(), revoked: self.revoked.clone(), at: None }
+    }
+
+    /// The same for one that has none: it ends with its token's time.
+    pub(super) fn ends_with_token(&self, app: &App) -> Ends {
+        let left = |claims: &Claims| Duration::from_millis(claims.expires_at.millis_since(clock::now()));
+        Ends { at: self.claims.as_ref().map(|claims| Instant::now() + left(claims)), ..self.ends(app) }
     }
 
     /// When what they opened is to be closed.
-    pub(super) fn revoked(&self) -> Option<CancellationToken> {
-        self.token.as_ref().map(|token| token.rotated.clone())
+    pub(super) const fn revoked(&self) -> &CancellationToken {
+        &self.revoked
     }
+
+    /// Refuses those whose key or token has become invalid since they came.
+    pub(super) fn check_still(&self) -> Result<(), Problem> {
+        match &self.claims {
+            _ if !self.revoked.is_cancelled() => Ok(()),
+            Some(_) => Err(invalid_token()),
+            None => Err(unauthorized("unauthorized", "this API key is not valid")),
+        }
+    }
+}
+
+/// What is wanted, if it is what is allowed; what is allowed, if nothing was wanted.
+fn narrowed<T: Clone + PartialEq>(wanted: &mut Option<T>, allowed: Option<&T>) -> bool {
+    let Some(allowed) = allowed else { return true };
+    wanted.get_or_insert_with(|| allowed.clone()) == allowed
+}
+
+fn out_of_scope(what: &str) -> Problem {
+    Problem::new(StatusCode::FORBIDDEN, "out_of_scope", format!("this stream token is for other {what}"))
+}
+
+fn invalid_token() -> Problem {
+    unauthorized("invalid_token", "this stream token is not valid")
 }
 
 fn unauthorized(code: &'static str, detail: &str) -> Problem {
@@ -120,27 +171,21 @@ pub(super) fn finish(
         && app.origins.allows(tenant, text)
     {
         out.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
+        out.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static(HEADERS_EXPOSED));
     }
     response
 }
 
-/// What a browser asks before it sends a request of a page. It does not say for which tenant, so an origin will do that
-/// any of them has named; whether the page may see the answer is decided with the answer.
-pub(super) async fn preflight(State(app): State<App>, headers: HeaderMap) -> Response {
+/// What a browser asks before it sends a request of a page. It does not say for which tenant, so every page may ask, and
+/// learns nothing from that; whether it may see the answer is decided with the answer.
+pub(super) async fn preflight() -> Response {
     let mut response = StatusCode::NO_CONTENT.into_response();
     let out = response.headers_mut();
-    let vary = "origin, access-control-request-method, access-control-request-headers";
-    out.insert(header::VARY, HeaderValue::from_static(vary));
-    out.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD, OPTIONS"));
-    let Some(origin) = headers.get(header::ORIGIN) else { return response };
-    let wanted = headers.get(header::ACCESS_CONTROL_REQUEST_METHOD);
-    let method_fits = wanted.is_none_or(|method| method.as_bytes() == Method::GET.as_str().as_bytes());
-    if method_fits && origin.to_str().is_ok_and(|text| app.origins.is_known(text)) {
-        let mut put = |name: HeaderName, value: &'static str| drop(out.insert(name, HeaderValue::from_static(value)));
-        put(header::ACCESS_CONTROL_ALLOW_METHODS, "GET");
-        put(header::ACCESS_CONTROL_ALLOW_HEADERS, HEADERS_ALLOWED);
-        put(header::ACCESS_CONTROL_MAX_AGE, PREFLIGHT_SECONDS);
-        out.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
-    }
+    let mut put = |name: HeaderName, value: &'static str| drop(out.insert(name, HeaderValue::from_static(value)));
+    put(header::ALLOW, "GET, HEAD, OPTIONS");
+    put(header::ACCESS_CONTROL_ALLOW_ORIGIN, "*");
+    put(header::ACCESS_CONTROL_ALLOW_METHODS, "GET");
+    put(header::ACCESS_CONTROL_ALLOW_HEADERS, HEADERS_ALLOWED);
+    put(header::ACCESS_CONTROL_MAX_AGE, PREFLIGHT_SECONDS);
     response
 }

@@ -465,6 +465,8 @@ pub(super) struct EventBody<'a> {
     value: Option<Json>,
     /// What it was, where it has outlived its retention.
     expired: Option<ContentRef>,
+    /// Whether inputs, outputs and details are shown.
+    shows_values: bool,
 }
 
 /// An event of a run: `seq`, `at`, `kind`, and what belongs to the kind.
@@ -490,7 +492,7 @@ pub(super) struct EventSchema {
     workflow: Option<String>,
     /// `run.queued`: the version.
     version: Option<String>,
-    /// `run.queued`: the run's input.
+    /// `run.queued`: the run's input. Not for tokens without `outputs`.
     #[schema(value_type = Option<Object>)]
     input: Option<Json>,
     /// `run.queued`: the run that started it as a child.
@@ -518,7 +520,7 @@ pub(super) struct EventSchema {
     child_status: Option<String>,
     /// `step.failed`: the attempts are used up, and the run is paused for an operator.
     pauses: Option<bool>,
-    /// `run.completed`, `step.completed`, `step.taken_over`: the result.
+    /// `run.completed`, `step.completed`, `step.taken_over`: the result. Not for tokens without `outputs`.
     #[schema(value_type = Option<Object>)]
     output: Option<Json>,
     /// `step.completed`: labels of the edges taken besides the unlabelled ones.
@@ -531,7 +533,7 @@ pub(super) struct EventSchema {
     fuel_used: Option<u64>,
     /// `step.update`: the topic.
     topic: Option<String>,
-    /// `step.update`: what was published. `signal.received`: what it says.
+    /// `step.update`: what was published. `signal.received`: what it says; not for tokens without `outputs`.
     #[schema(value_type = Option<Object>)]
     payload: Option<Json>,
     /// `step.log`: `debug`, `info`, `warn` or `error`.
@@ -552,7 +554,7 @@ pub(super) struct EventSchema {
     sha256: Option<String>,
     /// The value had more than 64 KiB and has outlived its retention: `input`, `output` or `payload` is `null`.
     expired: Option<bool>,
-    /// `run.failed`, `step.failed`: why.
+    /// `run.failed`, `step.failed`: why. Without `details` for tokens without `outputs`.
     failure: Option<FailureBody>,
     /// `step.failed`: whether another attempt follows.
     will_retry: Option<bool>,
@@ -570,11 +572,18 @@ pub(super) struct EventSchema {
 }
 
 impl<'a> EventBody<'a> {
-    pub(super) fn of(journal: &impl Journal, run: &'a RunKey, recorded: &'a Recorded) -> Result<Self, Problem> {
+    /// `shows_values`: with inputs, outputs and details of failures; updates have theirs in any case.
+    pub(super) fn of(
+        journal: &impl Journal,
+        run: &'a RunKey,
+        recorded: &'a Recorded,
+        shows_values: bool,
+    ) -> Result<Self, Problem> {
         let payload = match &recorded.event {
+            Event::StepUpdate { payload, .. } => Some(payload),
+            _ if !shows_values => None,
             Event::RunQueued { input: payload, .. }
             | Event::RunCompleted { output: payload }
-            | Event::StepUpdate { payload, .. }
             | Event::SignalReceived { payload, .. }
             | Event::StepTakenOver { output: payload, .. }
             | Event::StepCompleted { output: payload, .. } => Some(payload),
@@ -582,7 +591,13 @@ impl<'a> EventBody<'a> {
         };
         let value = payload.map(|payload| resolve(journal, run, payload)).transpose()?.flatten();
         let expired = payload.filter(|_| value.is_none()).and_then(Payload::stored).copied();
-        Ok(Self { run, recorded, value, expired })
+        Ok(Self { run, recorded, value, expired, shows_values })
+    }
+
+    fn failure(&self, failure: &Failure) -> FailureBody {
+        let mut body = FailureBody::from(failure);
+        body.details = body.details.filter(|_| self.shows_values);
+        body
     }
 }
 
@@ -603,15 +618,17 @@ impl Serialize for EventBody<'_> {
             Event::RunQueued { workflow, version, parent, rerun_of, shadow_of, place, .. } => {
                 map.serialize_entry("workflow", workflow)?;
                 map.serialize_entry("version", version)?;
-                map.serialize_entry("input", &self.value)?;
+                optional(&mut map, "input", self.value.as_ref())?;
                 optional(&mut map, "parent", parent.as_ref().map(|parent| parent.run))?;
                 optional(&mut map, "rerun_of", rerun_of.as_ref().map(|rerun| rerun.run))?;
                 let from_step = rerun_of.as_ref().and_then(|rerun| rerun.from_step.as_ref());
                 optional(&mut map, "from_step", from_step.map(ToString::to_string))?;
                 optional(&mut map, "shadow_of", shadow_of.as_ref().map(|shadow| shadow.run))?;
                 optional(&mut map, "live", shadow_of.as_ref().map(|shadow| shadow.live))?;
-                optional(&mut map, "flow_key", place.as_ref().map(|place| &place.key))?;
-                optional(&mut map, "priority", place.as_ref().map(|place| place.priority))?;
+                // Key and priority are computed from the input.
+                let told = place.as_ref().filter(|_| self.shows_values);
+                optional(&mut map, "flow_key", told.map(|place| &place.key))?;
+                optional(&mut map, "priority", told.map(|place| place.priority))?;
                 optional_time(&mut map, "not_before", place.as_ref().and_then(|place| place.not_before))?;
             }
             Event::RunStarted { deadline } => optional_time(&mut map, "deadline", *deadline)?,
@@ -650,16 +667,16 @@ impl Serialize for EventBody<'_> {
             },
             Event::SignalReceived { name, .. } => {
                 map.serialize_entry("name", name)?;
-                map.serialize_entry("payload", &self.value)?;
+                optional(&mut map, "payload", self.value.as_ref())?;
             }
             Event::StepTakenOver { labels, .. } => {
-                map.serialize_entry("output", &self.value)?;
+                optional(&mut map, "output", self.value.as_ref())?;
                 if !labels.is_empty() {
                     map.serialize_entry("labels", labels)?;
                 }
             }
-            Event::RunCompleted { .. } => map.serialize_entry("output", &self.value)?,
-            Event::RunFailed { failure, .. } => map.serialize_entry("failure", &FailureBody::from(failure))?,
+            Event::RunCompleted { .. } => optional(&mut map, "output", self.value.as_ref())?,
+            Event::RunFailed { failure, .. } => map.serialize_entry("failure", &self.failure(failure))?,
             Event::RunCancelled { reason } | Event::RunPaused { reason } => map.serialize_entry("reason", reason)?,
             Event::StepStarted { attempt, .. } => map.serialize_entry("attempt", attempt)?,
             Event::StepUpdate { attempt, topic, .. } => {
@@ -689,7 +706,7 @@ impl Serialize for EventBody<'_> {
             }
             Event::StepCompleted { attempt, labels, fan_out, again, fuel_used, .. } => {
                 map.serialize_entry("attempt", attempt)?;
-                map.serialize_entry("output", &self.value)?;
+                optional(&mut map, "output", self.value.as_ref())?;
                 if let Some(count) = fan_out {
                     map.serialize_entry("fan_out", count)?;
                 }
@@ -703,7 +720,7 @@ impl Serialize for EventBody<'_> {
             }
             Event::StepFailed { attempt, failure, will_retry, next_attempt_at, pauses, fuel_used, .. } => {
                 map.serialize_entry("attempt", attempt)?;
-                map.serialize_entry("failure", &FailureBody::from(failure))?;
+                map.serialize_entry("failure", &self.failure(failure))?;
                 map.serialize_entry("will_retry", will_retry)?;
                 optional_time(&mut map, "next_attempt_at", *next_attempt_at)?;
                 optional(&mut map, "pauses", pauses.then_some(true))?;
@@ -774,23 +791,28 @@ pub(super) struct ChannelEventSchema {
     first_seq: Option<u64>,
     /// `step.rolled_back`: the last one.
     last_seq: Option<u64>,
-    /// `run.completed`: the result.
+    /// `run.completed`: the result. Not for tokens without `outputs`.
     #[schema(value_type = Option<Object>)]
     output: Option<Json>,
-    /// `run.failed`: why.
+    /// `run.failed`: why. Without `details` for tokens without `outputs`.
     failure: Option<FailureBody>,
     /// `run.cancelled`: what was said.
     reason: Option<String>,
 }
 
 impl<'a> ChannelEventBody<'a> {
-    pub(super) fn of(journal: &impl Journal, run: &'a RunKey, entry: &'a ChannelEntry) -> Result<Self, Problem> {
+    pub(super) fn of(
+        journal: &impl Journal,
+        run: &'a RunKey,
+        entry: &'a ChannelEntry,
+        shows_values: bool,
+    ) -> Result<Self, Problem> {
         Ok(Self {
             cursor: entry.cursor,
             run: entry.run,
             workflow: entry.summary.workflow.as_str(),
             correlation: entry.summary.correlation.as_deref(),
-            event: EventBody::of(journal, run, &entry.recorded)?,
+            event: EventBody::of(journal, run, &entry.recorded, shows_values)?,
         })
     }
 }
@@ -801,12 +823,17 @@ fn optional_time<M: SerializeMap>(map: &mut M, name: &'static str, at: Option<Ti
 
 /// A value, wherever it is; `None` for one that has outlived its retention.
 fn resolve(journal: &impl Journal, key: &RunKey, payload: &Payload) -> Result<Option<Json>, Problem> {
+    // Values go with their run, and the event may have been read before.
+    let is_deleted = || Ok::<_, Problem>(journal.summary(key)?.is_none());
     if let Some(content) = payload.stored()
         && journal.content(&key.tenant, &content.sha256)?.is_none()
     {
-        return Ok(None);
+        return if is_deleted()? { Err(Problem::unknown_run()) } else { Ok(None) };
     }
     read_payload(journal, key, payload.clone()).map(Some).map_err(|why| {
+        if let Ok(true) = is_deleted() {
+            return Problem::unknown_run();
+        }
         tracing::error!(run = %key, why, "a stored value could not be read");
         Problem::internal()
     })

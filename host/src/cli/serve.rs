@@ -16,7 +16,9 @@ use tokio_util::sync::CancellationToken;
 use super::{EXIT_FAILED, EXIT_OK, EXIT_USAGE, out};
 use crate::access::{self, Access, DEV};
 use crate::api::{self, App};
-use crate::connections::{Connections, STALL_SECONDS_DEFAULT};
+use crate::connections::{
+    Connections, Patience, REQUEST_SECONDS_DEFAULT, STALL_SECONDS_DEFAULT, Traffic, answer, raise_limit,
+};
 use crate::cors::Origins;
 use crate::driver::{Driver, DriverConfig, Outside, UPDATES_PER_SECOND_DEFAULT};
 use crate::journal::RedbJournal;
@@ -63,11 +65,16 @@ pub(super) struct ServeArgs {
     #[arg(long, env = "STEPWELL_GRACE_SECONDS", default_value_t = 10)]
     grace_seconds: u64,
     /// Seconds after which a client is disconnected that takes nothing of what is sent to it
-    #[arg(long, env = "STEPWELL_STALL_SECONDS", default_value_t = STALL_SECONDS_DEFAULT, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, env = "STEPWELL_STALL_SECONDS", default_value_t = STALL_SECONDS_DEFAULT, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     stall_seconds: u64,
-    /// Streams of one tenant at once, pages that wait among them
-    #[arg(long, env = "STEPWELL_STREAMS_PER_TENANT", default_value_t = api::STREAMS_PER_TENANT_DEFAULT)]
-    streams_per_tenant: usize,
+    /// Seconds after which a client is disconnected that has connected and sent no request; four times as many between
+    /// two requests
+    #[arg(long, env = "STEPWELL_REQUEST_SECONDS", default_value_t = REQUEST_SECONDS_DEFAULT, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    request_seconds: u64,
+    /// Streams of one tenant at once, pages that wait among them [default: half of all, which is 20,000 where the system
+    /// allows enough open files]
+    #[arg(long, env = "STEPWELL_STREAMS_PER_TENANT")]
+    streams_per_tenant: Option<usize>,
     /// Where requests of steps may go: nothing, public (addresses of the internet), or private (those, and the networks
     /// of one's own) [default: public; with --dev private]
     #[arg(long, env = "STEPWELL_EGRESS", value_enum)]
@@ -169,7 +176,10 @@ async fn serve_until_told(args: ServeArgs) -> anyhow::Result<()> {
 
     let listener = TcpListener::bind(args.listen).await.with_context(|| format!("cannot listen on {}", args.listen))?;
     let address = listener.local_addr()?;
-    let listener = Connections::new(listener, Duration::from_secs(args.stall_seconds));
+    let patience =
+        Patience { stall: Duration::from_secs(args.stall_seconds), request: Duration::from_secs(args.request_seconds) };
+    let listener = Connections::new(listener, patience);
+    let streams_max = streams_max(raise_limit());
     let stopping = CancellationToken::new();
     let app = App {
         journal: Arc::clone(&journal),
@@ -178,12 +188,15 @@ async fn serve_until_told(args: ServeArgs) -> anyhow::Result<()> {
         access: Arc::new(access),
         origins: Arc::new(Origins::open(&journal).context("cannot read the origins")?),
         stream_tokens: Arc::new(stream_tokens),
-        streams: Arc::new(Permits::new(api::STREAMS_MAX, args.streams_per_tenant)),
+        streams: Arc::new(Permits::new(streams_max, args.streams_per_tenant.unwrap_or(streams_max / 2))),
+        pages: Arc::new(Permits::new(api::PAGES_MAX, api::PAGES_PER_TENANT)),
         vault,
         triggers: triggers.clone(),
         stopping: stopping.clone(),
     };
-    let server = axum::serve(listener, api::router(app)).with_graceful_shutdown(stopping.clone().cancelled_owned());
+    let routes = api::router(app).layer(axum::middleware::from_fn(answer::watch));
+    let server = axum::serve(listener, routes.into_make_service_with_connect_info::<Traffic>());
+    let server = server.with_graceful_shutdown(stopping.clone().cancelled_owned());
     let mut server = tokio::spawn(server.into_future());
     out::line(format_args!("stepwell is listening on http://{address}"));
 
@@ -229,6 +242,17 @@ async fn serve_until_told(args: ServeArgs) -> anyhow::Result<()> {
         Some(error) => Err(error),
         None => Ok(()),
     }
+}
+
+/// Streams that there is room for. Each can be a connection, and what else the process has open, other clients' requests
+/// first of all, needs room too.
+fn streams_max(files: u64) -> usize {
+    let fitting = usize::try_from(files / 4 * 3).unwrap_or(api::STREAMS_MAX);
+    if fitting < api::STREAMS_MAX {
+        let (streams, wanted) = (fitting, api::STREAMS_MAX / 3 * 4);
+        tracing::warn!(files, streams, wanted, "the system allows few open files, so there is room for fewer streams");
+    }
+    fitting.clamp(1, api::STREAMS_MAX)
 }
 
 async fn make_dev_tenant(journal: &RedbJournal, access: &Access) -> anyhow::Result<()> {

@@ -63,6 +63,7 @@ use crate::clock;
 use crate::journal::{Content, Created, IdempotencyKey, Journal, JournalError, RedbJournal};
 use crate::permits::Permits;
 use crate::sandbox::{CheckInputError, EvaluateError, InputProblem, Sandbox};
+use crate::whole::whole;
 
 /// Graphs kept in memory for new runs; a run under way keeps its own alive.
 const GRAPHS_MAX: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
@@ -382,19 +383,25 @@ impl Driver {
     }
 
     /// Sets a workflow's flow control, or with `None` lets its runs go without limits. Its numbers hold at once, for all
-    /// runs that have a place; keys and priorities hold for runs that are accepted from here on.
+    /// runs that have a place; keys and priorities hold for runs that are accepted from here on. Is done whole, even when
+    /// it is not waited for to the end.
     pub async fn set_flow_control(
         &self,
         tenant: &TenantId,
         workflow: &WorkflowName,
         control: Option<&FlowControl>,
     ) -> Result<(), JournalError> {
-        match control {
-            Some(control) => self.shared.journal.put_flow_control(tenant, workflow, control).await?,
-            None => drop(self.shared.journal.delete_flow_control(tenant, workflow).await?),
-        }
-        self.shared.flow.configured(tenant, workflow, control);
-        Ok(())
+        let (shared, tenant, workflow, control) =
+            (Arc::clone(&self.shared), tenant.clone(), workflow.clone(), control.cloned());
+        whole(async move {
+            match &control {
+                Some(control) => shared.journal.put_flow_control(&tenant, &workflow, control).await?,
+                None => drop(shared.journal.delete_flow_control(&tenant, &workflow).await?),
+            }
+            shared.flow.configured(&tenant, &workflow, control.as_ref());
+            Ok(())
+        })
+        .await
     }
 
     /// What waits and executes in a workflow, by key, after a key's hash in the order of hashes.

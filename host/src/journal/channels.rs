@@ -3,12 +3,13 @@
 //! Owns: the order of a channel's entries, and which events are among them: updates, rollbacks and ends.
 //! Does not: hold what happened. An entry refers to an event, which is read where it is.
 //! Keeps: entries are written in the transaction of the events they refer to, so a crash leaves both or neither; they
-//! are numbered from 1 without gaps, and no number is given twice. Deleting a run leaves gaps where its entries were.
+//! are numbered from 1 without gaps, and no number is given twice. When a run is deleted, the channel begins after the last
+//! of its entries: what is read of a channel has no gaps, and whoever was before its beginning is told.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use ::redb::{ReadableTable, TableDefinition, WriteTransaction};
+use ::redb::{ReadTransaction, ReadableTable, TableDefinition, WriteTransaction};
 use stepwell_core::{Event, Recorded, RunId, RunKey, Seq, TenantId, WorkflowName};
 
 use super::redb::{RedbJournal, parse, storage};
@@ -25,9 +26,11 @@ const CHANNEL_ROWS: Bytes2Bytes = TableDefinition::new("channel_rows");
 const CHANNEL_HEADS: Bytes2Bytes = TableDefinition::new("channel_heads");
 /// (tenant, run, last cursor): the rows of a run, for when it is deleted.
 const RUN_CHANNEL_ROWS: Bytes2Bytes = TableDefinition::new("run_channel_rows");
+/// (tenant, channel) → the last cursor that was deleted. Entries of other runs before it are not looked at any more.
+const CHANNEL_BEGINNINGS: Bytes2Bytes = TableDefinition::new("channel_beginnings");
 
 /// All of them.
-pub(super) const TABLES: &[Bytes2Bytes] = &[CHANNEL_ROWS, CHANNEL_HEADS, RUN_CHANNEL_ROWS];
+pub(super) const TABLES: &[Bytes2Bytes] = &[CHANNEL_ROWS, CHANNEL_HEADS, RUN_CHANNEL_ROWS, CHANNEL_BEGINNINGS];
 
 /// Rows that one reading looks at, whatever its filter matches.
 const ROWS_SCANNED_MAX: usize = 4_096;
@@ -189,19 +192,27 @@ impl<'t> ChannelTables<'t> {
     }
 }
 
-/// Deletes the entries of a run, or as many as there is room for.
+/// Deletes the entries of a run, or as many as there is room for. The channel begins after the last of them.
 pub(super) fn forget(
     transaction: &WriteTransaction,
     key: &RunKey,
     channel: &str,
     deletion: &mut Deletion,
 ) -> Result<(), JournalError> {
+    let failed = || storage("delete from a channel");
     let found = deletion.drain(transaction, RUN_CHANNEL_ROWS, &keys::starting_with(keys::run(key)))?;
+    let found: Vec<u64> = found.iter().filter_map(|row| number(row).ok()).collect();
+    let channel = keys::named(&key.tenant, channel);
     let mut rows = transaction.open_table(CHANNEL_ROWS).map_err(storage("open the channels"))?;
-    for row in found {
-        let Ok(cursor) = number(&row) else { continue };
-        let row = keys::numbered(keys::named(&key.tenant, channel), cursor);
-        rows.remove(row.as_slice()).map_err(storage("delete from a channel"))?;
+    for cursor in &found {
+        rows.remove(keys::numbered(channel.clone(), *cursor).as_slice()).map_err(failed())?;
+    }
+    let mut beginnings = transaction.open_table(CHANNEL_BEGINNINGS).map_err(storage("open the channels"))?;
+    let deleted = found.last().copied().unwrap_or(0);
+    let before = beginnings.get(channel.as_slice()).map_err(failed())?;
+    let before = before.map(|before| number(before.value())).transpose()?.unwrap_or(0);
+    if deleted > before {
+        beginnings.insert(channel.as_slice(), deleted.to_be_bytes().as_slice()).map_err(failed())?;
     }
     Ok(())
 }
@@ -212,16 +223,14 @@ impl RedbJournal {
         self.channel_tails.follow(key, || Ok(TailState { last_seq: self.channel_bounds(key)?.1, ended: false }))
     }
 
-    /// The first entry that exists, which is the next one when none does, and the last that was ever written.
+    /// The first entry of a channel, which is the next one when there is none, and the last that was ever written. It begins
+    /// after the last entry that was deleted; entries before that one can be read in their runs.
     pub fn channel_bounds(&self, key: &ChannelKey) -> Result<(u64, u64), JournalError> {
-        let transaction = self.reader()?;
-        let rows = transaction.open_table(CHANNEL_ROWS).map_err(storage("open the channels"))?;
-        let heads = transaction.open_table(CHANNEL_HEADS).map_err(storage("open the channels"))?;
-        bounds(&rows, &heads, key)
+        bounds(&self.reader()?, key)
     }
 
     /// The wanted entries of a channel after `after`, in order, until there are `entries_max` of them or they make
-    /// `bytes_max` of stored events. [`JournalError::Truncated`] when those right after it were deleted.
+    /// `bytes_max` of stored events. [`JournalError::Truncated`] when some of those after it were deleted.
     pub fn channel(
         &self,
         key: &ChannelKey,
@@ -232,8 +241,8 @@ impl RedbJournal {
     ) -> Result<ChannelPage, JournalError> {
         let transaction = self.reader()?;
         let open = |table| transaction.open_table(table).map_err(storage("open the channels"));
-        let (rows, heads, records, runs) = (open(CHANNEL_ROWS)?, open(CHANNEL_HEADS)?, open(RECORDS)?, open(RUNS)?);
-        let (first_seq, head) = bounds(&rows, &heads, key)?;
+        let (rows, records, runs) = (open(CHANNEL_ROWS)?, open(RECORDS)?, open(RUNS)?);
+        let (first_seq, _) = bounds(&transaction, key)?;
         if after.saturating_add(1) < first_seq {
             return Err(JournalError::Truncated { first_seq });
         }
@@ -284,31 +293,19 @@ impl RedbJournal {
             }
             page.cursor = last;
         }
-        // Entries at the end may have been deleted: whoever is here need not look for them again.
-        page.cursor = page.cursor.max(head);
         Ok(page)
     }
 }
 
-fn bounds(
-    rows: &impl ReadableTable<&'static [u8], &'static [u8]>,
-    heads: &impl ReadableTable<&'static [u8], &'static [u8]>,
-    key: &ChannelKey,
-) -> Result<(u64, u64), JournalError> {
-    let failed = || storage("read a channel");
+fn bounds(transaction: &ReadTransaction, key: &ChannelKey) -> Result<(u64, u64), JournalError> {
     let channel = keys::named(&key.tenant, &key.channel);
-    let head = heads.get(channel.as_slice()).map_err(failed())?;
-    let head = head.map(|head| number(head.value())).transpose()?.unwrap_or(0);
-    let (from, until) = (keys::numbered(channel.clone(), 0), keys::numbered(channel, u64::MAX));
-    let first = match rows.range(from.as_slice()..=until.as_slice()).map_err(failed())?.next() {
-        None => head + 1,
-        Some(entry) => {
-            let (row_key, value) = entry.map_err(storage("read a channel"))?;
-            let row = Row::decode(value.value()).ok_or_else(|| damaged("a row of a channel"))?;
-            number(row_key.value())? + 1 - row.count()
-        }
+    let stored = |table| {
+        let table = transaction.open_table(table).map_err(storage("open the channels"))?;
+        let found = table.get(channel.as_slice()).map_err(storage("read a channel"))?;
+        Ok::<u64, JournalError>(found.map(|found| number(found.value())).transpose()?.unwrap_or(0))
     };
-    Ok((first, head))
+    // Numbers have no gaps, and nothing after the last that was deleted is missing.
+    Ok((stored(CHANNEL_BEGINNINGS)? + 1, stored(CHANNEL_HEADS)?))
 }
 
 /// The events that a row refers to. They are one append, so one record.
