@@ -24,6 +24,7 @@ mod journal;
 mod limits;
 mod outside;
 mod reference;
+mod replay;
 mod shadow;
 mod streams;
 mod support;

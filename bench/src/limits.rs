@@ -239,7 +239,8 @@ impl Step {
             limits: self.limits,
             inputs: self.inputs.clone(),
             host: Arc::new(NoHost),
-            recorded: Vec::new(),
+            record: None,
+            time: Arc::default(),
             seed: [0; 32],
         }
     }

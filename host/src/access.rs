@@ -206,7 +206,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let journal = Arc::new(RedbJournal::open(&dir.path().join("journal.redb")).unwrap());
         let id: TenantId = "a".parse().unwrap();
-        let record = TenantRecord { id: id.clone(), created_at: clock::now(), retention_days: 30 };
+        let record = TenantRecord {
+            id: id.clone(),
+            created_at: clock::now(),
+            retention_days: 30,
+            artifact_retention_days: None,
+            limits: Default::default(),
+        };
         journal.create_tenant(record).await.unwrap();
         let access = Arc::new(Access::open(&journal, "operator").unwrap());
         let NewApiKey { key, record } = access.create_key(&journal, id).await.unwrap().unwrap();

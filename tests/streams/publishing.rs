@@ -47,6 +47,17 @@ async fn a_tenant_that_publishes_too_fast_is_slowed_down_and_not_cut_off() {
     assert!(took >= 1_500, "2,000 updates took {took} ms");
 }
 
+/// Waiting for the tenant's turn once used up the step's own time: a step that had done nothing wrong was over.
+#[tokio::test]
+async fn a_step_that_is_slowed_down_does_not_run_out_of_time_for_it() {
+    let server = Server::start_with(&["--dev", "--updates-per-second", "100"]);
+    server.deploy("hostile", "stepwell_hostile").await;
+    // Seven seconds of waiting, and the step has five.
+    let (run, events) = behave(&server, json!({"behaviour": "publish_flood", "n": 900})).await;
+    assert_eq!(run["status"], "completed", "{run}");
+    assert_eq!(events.iter().filter(|event| event["kind"] == "step.started" && event["attempt"] == 2).count(), 0);
+}
+
 /// What a step does is in its run's order: updates, lines and files as it did them, each update where it was told.
 #[tokio::test]
 async fn updates_lines_and_files_of_a_step_stay_in_their_order() {

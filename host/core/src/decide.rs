@@ -246,7 +246,12 @@ impl Run {
     /// nothing is to be done.
     pub fn decide(&self, input: Input, now: Timestamp, dice: Dice) -> Result<Vec<Event>, Refusal> {
         if let Some(status) = self.status.filter(|status| status.is_terminal()) {
-            return Err(Refusal::Ended(status));
+            // Whoever repeats the signal that ended the run asks about that signal, not about the run.
+            let repeats = match &input {
+                Input::Signal { key: Some(key), .. } => self.signal_keys.get(key),
+                _ => None,
+            };
+            return Err(repeats.map_or(Refusal::Ended(status), Refusal::SignalRepeated));
         }
         match input {
             Input::Queue { workflow, version, input, parent, rerun_of, shadow_of, taken_over, place } => {

@@ -7,7 +7,7 @@ use axum::body::Body;
 use axum::extract::{Query, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 use stepwell_core::{Digest, Json, NodeId, RunId, RunKey, RunStatus, Seq, StepId, WorkflowName, view};
@@ -18,8 +18,9 @@ use super::auth::{Segments, Tenant};
 use super::problem::{self, Problem, ProblemBody};
 use super::runs::{LIMIT_MAX, REASON_BYTES_MAX, SMALL_BYTES_MAX, idempotency_text, limit, query, shown};
 use super::wire::{Page, PageInfo, RunBody, SignalBody};
+use crate::clock;
 use crate::driver::{ControlError, Rerun};
-use crate::journal::{IdempotencyKey, Journal, RunFilter};
+use crate::journal::{IdempotencyKey, Journal, JournalError, RunFilter, RunSummary};
 use crate::sandbox::limits::OUTPUT_BYTES_MAX;
 
 /// Bytes of a signal's payload: a message, not a file. What is larger is better stored elsewhere and named.
@@ -184,12 +185,17 @@ pub(super) struct RerunBody<'a> {
     /// The node to begin at: results of what does not come after it are taken over. From the start when it is left out.
     #[schema(value_type = Option<String>)]
     from_step: Option<NodeId>,
-    /// Another input; the run's own when it is left out.
-    #[serde(borrow)]
+    /// Another input, `null` too; the run's own when it is left out.
+    #[serde(borrow, default, deserialize_with = "given")]
     #[schema(value_type = Option<Object>)]
     input: Option<&'a RawValue>,
     /// Another version; the run's own when it is left out. `latest` is the latest.
     version: Option<String>,
+}
+
+/// What is there, be it `null`: only what is left out is not there.
+fn given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
+    <&RawValue>::deserialize(deserializer).map(Some)
 }
 
 /// Starts a new run that repeats this one, from the start or from a step. The run itself stays as it is.
@@ -222,16 +228,13 @@ pub(super) async fn rerun(
     let input = input.map(|input| Json::parse(input.get().to_owned())).transpose();
     let input =
         input.map_err(|error| Problem::invalid("invalid_input", format!("the input is not usable: {error}")))?;
-    let version = version_of(&app, &key, version)?;
     let idempotency = idempotency_text(&headers)?.map(|text| {
-        let mut hash = Sha256::new();
-        hash.update(key.run.as_bytes());
-        hash.update(from_step.as_ref().map(ToString::to_string).unwrap_or_default());
-        hash.update([0]);
-        hash.update(version.map(|version| *version.as_bytes()).unwrap_or_default());
-        hash.update(input.as_ref().map(Json::as_str).unwrap_or_default());
-        IdempotencyKey { key: text, fingerprint: Digest::from_bytes(hash.finalize().into()), time: None }
+        // What was asked for, not what it means: the latest version is another one after a deployment.
+        let from_step = from_step.as_ref().map(ToString::to_string);
+        let asked = [from_step.as_deref(), version.as_deref(), input.as_ref().map(Json::as_str)];
+        IdempotencyKey { key: text, fingerprint: fingerprint(&key, &asked), time: None }
     });
+    let version = version_of(&app, &key, version)?;
     let rerun = Rerun { from_step: from_step.map(StepId::from), input, version, idempotency };
     let started = app.driver.rerun(&key, rerun).await?;
     let new = RunKey { tenant: key.tenant, run: started.run };
@@ -244,6 +247,17 @@ pub(super) async fn rerun(
         response.headers_mut().insert(replayed, HeaderValue::from_static("true"));
     }
     Ok(response)
+}
+
+/// What must be the same in a repeated request about a run. What was left out is something else than what is empty.
+fn fingerprint(key: &RunKey, asked: &[Option<&str>]) -> Digest {
+    let mut hash = Sha256::new();
+    hash.update(key.run.as_bytes());
+    for part in asked {
+        hash.update([u8::from(part.is_some())]);
+        hash.update(Sha256::digest(part.unwrap_or_default()));
+    }
+    Digest::from_bytes(hash.finalize().into())
 }
 
 /// The version that a rerun asks for.
@@ -299,8 +313,23 @@ pub(super) struct BulkBody {
 pub(super) struct BulkAnswer {
     /// What became of each, in no order.
     data: Vec<BulkEntry>,
-    /// Where it goes on.
+    /// Where it goes on. Runs that were named have no cursor: name those again that are missing in `data`.
     page: PageInfo,
+    /// Why the request has ended before its last run, where it has: the code of the problem. All that it has done is in
+    /// `data`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stopped_by: Option<&'static str>,
+}
+
+impl BulkAnswer {
+    /// Ends before the last run. What was done must be told; when nothing was, the problem is the whole answer.
+    fn stop(mut self, problem: Problem, named: bool) -> Result<Answer<Self>, Problem> {
+        let Some(last) = self.data.last() else { return Err(problem) };
+        self.page.cursor = (!named).then(|| last.run_id.to_string());
+        self.page.has_more = true;
+        self.stopped_by = Some(problem.code());
+        Ok(Answer(self))
+    }
 }
 
 /// What became of a run.
@@ -323,7 +352,7 @@ fn select(
     app: &App,
     tenant: &Tenant,
     body: &BulkBody,
-    wants: impl Fn(RunStatus) -> bool,
+    wants: impl Fn(RunId, &RunSummary) -> Result<bool, Problem>,
 ) -> Result<(Vec<RunId>, PageInfo), Problem> {
     let limit = limit(body.limit, BULK_MAX, BULK_MAX)?;
     if let Some(runs) = &body.runs {
@@ -352,7 +381,11 @@ fn select(
     let mut found = Vec::new();
     for _ in 0..BULK_PAGES_MAX {
         let page = app.journal.runs(&tenant.0, &filter, limit - found.len())?;
-        found.extend(page.runs.into_iter().filter(|(_, summary)| wants(summary.status)).map(|(run, _)| run));
+        for (run, summary) in page.runs {
+            if wants(run, &summary)? {
+                found.push(run);
+            }
+        }
         filter.before = page.next;
         if page.next.is_none() || found.len() == limit {
             break;
@@ -377,23 +410,38 @@ pub(super) async fn bulk_cancel(
     let body = problem::body(&headers, body, SMALL_BYTES_MAX).await?;
     let body: BulkBody = problem::parse(&body)?;
     let said = reason(body.reason.clone())?;
-    let (runs, page) = select(&app, &tenant, &body, |status| !status.is_terminal())?;
-    let mut data = Vec::with_capacity(runs.len());
+    let (runs, page) = select(&app, &tenant, &body, |_, summary| Ok(!summary.status.is_terminal()))?;
+    let mut answer = BulkAnswer { data: Vec::with_capacity(runs.len()), page, stopped_by: None };
     for run in runs {
         let key = RunKey { tenant: tenant.0.clone(), run };
         let code = match app.driver.cancel(&key, said.clone()).await {
             Ok(()) => None,
             // The others would not fare better.
-            Err(error @ (ControlError::Unavailable | ControlError::Journal(_))) => return Err(error.into()),
+            Err(error @ (ControlError::Unavailable | ControlError::Journal(_))) => {
+                return answer.stop(error.into(), body.runs.is_some());
+            }
             Err(error) => Some(Problem::from(error).code()),
         };
-        data.push(BulkEntry { run_id: run, new_run_id: None, code });
+        answer.data.push(BulkEntry { run_id: run, new_run_id: None, code });
     }
-    Ok(Answer(BulkAnswer { data, page }))
+    Ok(Answer(answer))
 }
 
-/// Repeats many runs from the start, those that failed unless the request says otherwise.
+/// What makes the rerun of one run, of a request for many, the same as that of the request before. No client can send such a
+/// key: no header has this byte.
+fn bulk_key(key: &RunKey, text: &str, version: Option<&str>) -> IdempotencyKey {
+    IdempotencyKey {
+        key: format!("\u{2}bulk {} {text}", key.run),
+        fingerprint: fingerprint(key, &[version]),
+        time: None,
+    }
+}
+
+/// Repeats many runs from the start, those that failed unless the request says otherwise. With an `Idempotency-Key` each is
+/// repeated once, however often the request is sent: what has failed meanwhile is repeated too, but not what this
+/// request has started.
 #[utoipa::path(post, path = "/v1/bulk/rerun", tag = "runs", request_body = BulkBody,
+    params(("Idempotency-Key" = Option<String>, Header, description = "The same key repeats each run once, for 24 hours.")),
     responses(
         (status = 200, body = BulkAnswer),
         (status = 422, description = "`invalid_body`, `invalid_json`", body = ProblemBody),
@@ -407,24 +455,41 @@ pub(super) async fn bulk_rerun(
     let body = problem::body(&headers, body, SMALL_BYTES_MAX).await?;
     let body: BulkBody = problem::parse(&body)?;
     let wanted = body.status.unwrap_or(RunStatus::Failed);
-    let (runs, page) = select(&app, &tenant, &body, |status| status == wanted)?;
-    let mut data = Vec::with_capacity(runs.len());
+    let idempotency = idempotency_text(&headers)?;
+    let version = body.rerun_version.as_deref();
+    let idempotency_of = |run| {
+        let key = RunKey { tenant: tenant.0.clone(), run };
+        idempotency.as_ref().map(|text| bulk_key(&key, text, version))
+    };
+    let is_own = |run, summary: &RunSummary| {
+        let Some(idempotency) = summary.rerun_of.and_then(idempotency_of) else { return Ok(false) };
+        let started = app.journal.started_with(&tenant.0, &summary.workflow, &idempotency, clock::now());
+        match started {
+            Ok(started) => Ok(started == Some(run)),
+            // The same key with another version: that is told where the old run is repeated.
+            Err(JournalError::IdempotencyMismatch) => Ok(false),
+            Err(error) => Err(Problem::from(error)),
+        }
+    };
+    let (runs, page) =
+        select(&app, &tenant, &body, |run, summary| Ok(summary.status == wanted && !is_own(run, summary)?))?;
+    let mut answer = BulkAnswer { data: Vec::with_capacity(runs.len()), page, stopped_by: None };
     for run in runs {
         let key = RunKey { tenant: tenant.0.clone(), run };
         let started = match version_of(&app, &key, body.rerun_version.clone()) {
             Ok(version) => {
-                let rerun = Rerun { version, ..Rerun::default() };
+                let rerun = Rerun { version, idempotency: idempotency_of(run), ..Rerun::default() };
                 app.driver.rerun(&key, rerun).await.map_err(Problem::from)
             }
             Err(problem) => Err(problem),
         };
-        data.push(match started {
+        answer.data.push(match started {
             Ok(started) => BulkEntry { run_id: run, new_run_id: Some(started.run), code: None },
-            Err(problem) if problem.is_ours() => return Err(problem),
+            Err(problem) if problem.is_ours() => return answer.stop(problem, body.runs.is_some()),
             Err(problem) => BulkEntry { run_id: run, new_run_id: None, code: Some(problem.code()) },
         });
     }
-    Ok(Answer(BulkAnswer { data, page }))
+    Ok(Answer(answer))
 }
 
 /// Runs that failed in the same way.
@@ -484,7 +549,7 @@ pub(super) async fn failures(
                     group.runs += 1;
                 } else if groups.len() < FAILURE_GROUPS_MAX {
                     order.push(name.clone());
-                    let last_failed_at = summary.ended_at.map(crate::clock::rfc3339);
+                    let last_failed_at = summary.ended_at.map(clock::rfc3339);
                     let (workflow, code) = (name.0.clone(), failure.code);
                     groups
                         .insert(name, FailureGroup { workflow, node, code, runs: 1, last_run_id: run, last_failed_at });
@@ -500,4 +565,37 @@ pub(super) async fn failures(
     // Many summaries take a while to read.
     let found = tokio::task::spawn_blocking(gather).await.map_err(|_| Problem::internal())??;
     Ok(Answer(Page::whole(found)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(done: u8) -> BulkAnswer {
+        let entry = |n| BulkEntry { run_id: RunId::from_bytes([n; 16]), new_run_id: None, code: None };
+        let page = PageInfo { cursor: None, has_more: false, limit: 500 };
+        BulkAnswer { data: (1..=done).map(entry).collect(), page, stopped_by: None }
+    }
+
+    /// When the journal failed after the two hundredth of five hundred runs, nobody was told of the two hundred.
+    #[test]
+    fn what_was_done_before_a_fault_is_told_with_where_to_go_on() {
+        let Ok(Answer(stopped)) = answer(2).stop(Problem::internal(), false) else { panic!("it says nothing") };
+        assert_eq!(stopped.data.len(), 2);
+        assert_eq!(stopped.page.cursor, Some(RunId::from_bytes([2; 16]).to_string()));
+        assert!(stopped.page.has_more && stopped.stopped_by == Some("internal"));
+        let Ok(Answer(named)) = answer(1).stop(Problem::internal(), true) else { panic!("it says nothing") };
+        assert_eq!((named.page.cursor, named.stopped_by), (None, Some("internal")));
+        assert!(answer(0).stop(Problem::internal(), false).is_err(), "nothing was done, and the fault is the answer");
+    }
+
+    #[test]
+    fn what_is_left_out_is_another_request_than_what_is_empty() {
+        let key = RunKey { tenant: "a".parse().unwrap(), run: RunId::from_bytes([1; 16]) };
+        let prints =
+            [&[None, None][..], &[Some(""), None], &[None, Some("")], &[Some("a"), Some("b")], &[Some("ab"), None]]
+                .map(|asked| *fingerprint(&key, asked).as_bytes());
+        let distinct: std::collections::HashSet<_> = prints.iter().collect();
+        assert_eq!(distinct.len(), prints.len());
+    }
 }

@@ -14,10 +14,12 @@
 //! ```
 //!
 //! Runs share no lock but the registry's, which is split and held for a lookup. Read on: [`run_loop`], [`elements`] (the
-//! items of an `each`), [`record`] (what an attempt did before it was cut off or suspended), [`family`] (children and
-//! parents), [`flow`] (how many of a workflow's runs go at once), [`publish_rate`] (how fast a tenant may publish),
-//! [`fullness`] (whether it has room in the journal), [`timers`] (runs that wait and have no loop), [`rerun`] (runs that
-//! repeat others), [`shadow`] (runs that shadow others), [`outside`] (requests, models, secrets).
+//! items of an `each`), [`record`] (what an attempt did before it was cut off or suspended), [`trail`] (where that is),
+//! [`reading`] (how much is read at once), [`family`] (children and parents), [`flow`] (how many of a workflow's runs go at
+//! once), [`publish_rate`] (how fast a tenant may publish), [`fullness`] (whether it has room in the journal),
+//! [`timers`] (runs that wait and have no loop), [`rerun`] (runs
+//! that repeat others), [`shadow`] (runs that shadow others), [`outside`] (requests,
+//! models, secrets).
 
 mod elements;
 mod family;
@@ -26,6 +28,7 @@ mod fullness;
 mod outside;
 mod placing;
 mod publish_rate;
+mod reading;
 mod record;
 mod registry;
 mod rerun;
@@ -33,6 +36,7 @@ mod run_loop;
 mod shadow;
 mod step_host;
 mod timers;
+mod trail;
 
 use std::num::NonZeroUsize;
 use std::panic::AssertUnwindSafe;
@@ -55,6 +59,7 @@ pub use self::outside::Outside;
 use self::placing::Origin;
 use self::publish_rate::PublishRates;
 pub use self::publish_rate::UPDATES_PER_SECOND_DEFAULT;
+use self::reading::Readers;
 use self::registry::{Inbox, Messages, Registry};
 pub use self::rerun::{Rerun, RerunError};
 use self::run_loop::{Beginning, Message, NewRun, RunLoop, payload_of};
@@ -110,6 +115,7 @@ struct Shared {
     flow: Arc<Flow>,
     publish_rates: PublishRates,
     fullness: Fullness,
+    readers: Readers,
     stopping: CancellationToken,
     loops: TaskTracker,
     grace: Duration,
@@ -245,6 +251,7 @@ impl Driver {
             woken: Permits::new(timers::WOKEN_MAX, timers::WOKEN_PER_TENANT),
             publish_rates: PublishRates::new(config.updates_per_second),
             fullness: Fullness::default(),
+            readers: Readers::default(),
             stopping: CancellationToken::new(),
             loops: TaskTracker::new(),
             grace: config.grace,
@@ -302,6 +309,10 @@ impl Driver {
         if shared.stopping.is_cancelled() {
             return Err(StartError::Stopping);
         }
+        // Before the request is looked at any closer: since the first one, a version may have come that refuses it.
+        if let Some(started) = shared.started_before(tenant, workflow, idempotency.as_ref())? {
+            return Ok(started);
+        }
         let (version, graph) = shared.resolve(tenant, workflow, version)?;
         shared.check_input(tenant, version, &graph, &input).await?;
         let flow = shared.place(tenant, workflow, &input, Origin::Outside).await?;
@@ -352,7 +363,7 @@ impl Driver {
             Digest::from_bytes(Sha256::digest(parts).into())
         };
         let idempotency = idempotency.map(hash);
-        self.shared.check_signal(key, &name, &payload).await?;
+        self.shared.check_signal(key, &name, &payload, idempotency.is_some()).await?;
         let (payload, content) = payload_of(payload);
         match self.shared.control(key, Input::Signal { name, payload, key: idempotency }, content).await {
             Ok(seq) => Ok(Signalled { seq, replayed: false }),
@@ -431,6 +442,18 @@ impl Driver {
 }
 
 impl Shared {
+    /// The run that a request has started before, by its idempotency key.
+    fn started_before(
+        &self,
+        tenant: &TenantId,
+        workflow: &WorkflowName,
+        idempotency: Option<&IdempotencyKey>,
+    ) -> Result<Option<Started>, JournalError> {
+        let Some(idempotency) = idempotency else { return Ok(None) };
+        let run = self.journal.started_with(tenant, workflow, idempotency, clock::now())?;
+        Ok(run.map(|run| Started { run, replayed: true }))
+    }
+
     /// Where a run waits for room.
     fn room_of(&self, is_shadow: bool) -> &Permits {
         if is_shadow { &self.shadow_room } else { &self.room }
@@ -475,7 +498,9 @@ impl Shared {
         content: Option<Content>,
     ) -> Result<Seq, ControlError> {
         let summary = self.journal.summary(key)?.ok_or(ControlError::UnknownRun)?;
-        if summary.status.is_terminal() {
+        // Whether a signal has come before, the run alone can tell.
+        let may_repeat = matches!(input, Input::Signal { key: Some(_), .. });
+        if summary.status.is_terminal() && !may_repeat {
             return Err(Refusal::Ended(summary.status).into());
         }
         // A loop that is just leaving may let go of a message; the next one will not.
@@ -551,8 +576,14 @@ impl Shared {
     }
 
     /// Whether there is room for a signal, and its run's version can do something with it. A run that waits may go on for
-    /// as long as its steps may.
-    async fn check_signal(&self, key: &RunKey, name: &str, payload: &Json) -> Result<(), ControlError> {
+    /// as long as its steps may. One that may have come before an ended run's end was looked at then.
+    async fn check_signal(
+        &self,
+        key: &RunKey,
+        name: &str,
+        payload: &Json,
+        may_repeat: bool,
+    ) -> Result<(), ControlError> {
         let limits = self.journal.limits(&key.tenant);
         if payload.len_bytes() as u64 > limits.input_bytes {
             return Err(ControlError::SignalTooLarge { bytes_max: limits.input_bytes });
@@ -562,6 +593,9 @@ impl Shared {
         }
         let summary = self.journal.summary(key)?.ok_or(ControlError::UnknownRun)?;
         if summary.status.is_terminal() {
+            if may_repeat {
+                return Ok(());
+            }
             return Err(Refusal::Ended(summary.status).into());
         }
         let graph = self.graph(&key.tenant, &summary.workflow, summary.version).map_err(|error| match error {

@@ -78,6 +78,9 @@ impl Driver {
             return Err(RerunError::Shadow);
         }
         let Rerun { from_step, input, version, idempotency } = rerun;
+        if let Some(started) = shared.started_before(&key.tenant, &summary.workflow, idempotency.as_ref())? {
+            return Ok(started);
+        }
         let (version, graph) =
             shared.resolve(&key.tenant, &summary.workflow, Some(version.unwrap_or(summary.version)))?;
         let (journal, of) = (Arc::clone(&shared.journal), key.clone());

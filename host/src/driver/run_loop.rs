@@ -37,10 +37,12 @@ use super::elements::Elements;
 use super::family::{self, Errand};
 use super::flow::{Grant, Slot, SlotWait};
 use super::placing::Placed;
-use super::record;
+use super::reading;
+use super::record::{self, AttemptRecord, Page};
 use super::registry::{Inbox, Messages};
 use super::shadow::Shadowing;
 use super::step_host::LoopHost;
+use super::trail::Trails;
 use crate::clock;
 use crate::journal::flow::FlowId;
 use crate::journal::{
@@ -48,14 +50,16 @@ use crate::journal::{
 };
 use crate::permits::Permit;
 use crate::sandbox::{
-    Attempt, AttemptEnd, ChildError, Delegation, HostRefusal, Job, StepOutput, StoredArtifact, Waited, journal_full,
+    Attempt, AttemptEnd, AttemptTime, ChildError, Delegation, HostRefusal, Job, Record, StepOutput, StoredArtifact,
+    Waited, journal_full,
 };
 
 /// Bytes of staged events after which the loop takes no message until they are on disk. Steps wait for their answers
 /// meanwhile, so this is what slows down a step that publishes faster than the disk writes.
 const STAGED_BYTES_MAX: usize = 1 << 20;
-/// Stored bytes read at once when a run is taken up again.
-const READ_BYTES: usize = 4 << 20;
+/// Stored bytes read at once when a run is taken up again, and how often before others get a turn.
+const READ_BYTES: usize = 2 << 20;
+const READS_MAX: usize = 2;
 /// Results up to this many bytes are part of their event even in a run that keeps much in memory: a reference would
 /// hardly be smaller.
 const LITTLE_BYTES_MAX: usize = 128;
@@ -63,12 +67,19 @@ const LITTLE_BYTES_MAX: usize = 128;
 const SLEEP_MAX: Duration = Duration::from_secs(30);
 /// How long a run that waits is kept in memory: whoever talks to it often is answered without reading it again.
 const LINGER: Duration = Duration::from_secs(1);
+/// One that took long to read is kept for so many times as long, up to a limit: reading takes up a small part of the time
+/// then, however often somebody talks to it.
+const LINGER_FACTOR: u32 = 10;
+const LINGER_MAX: Duration = Duration::from_secs(30);
 /// A run whose timer is due within this time stays in memory until then.
 const SOON_MS: u64 = 5_000;
 /// Events after which the state is kept: folding so many takes some milliseconds.
 const SNAPSHOT_EVENTS: Seq = 2_000;
-/// A state of more bytes is not kept: writing it would hold up others for longer than folding the events again.
-const SNAPSHOT_BYTES_MAX: usize = 4 << 20;
+/// A large state is kept less often: after one event for so many of its bytes. Then what is written for it is not more
+/// than a few times what the events themselves take.
+const SNAPSHOT_BYTES_PER_EVENT: usize = 512;
+/// A state of more bytes is not kept. What a run keeps in memory is far less, unless its signals pile up.
+const SNAPSHOT_BYTES_MAX: usize = 64 << 20;
 
 /// How a loop comes to its run.
 pub(super) enum Beginning {
@@ -242,8 +253,13 @@ pub(super) struct RunLoop {
     /// Somebody could not be told. The next start tries again.
     family_failed: bool,
     settled: bool,
-    /// The event that the state stands after which was kept last.
+    /// The event that the state stands after which was kept last, and after how many further ones it is kept again.
     snapshot: Seq,
+    snapshot_every: Seq,
+    /// Where the events of attempts under way are.
+    trails: Trails,
+    /// How long the run stays in memory when it waits.
+    linger: Duration,
     /// Leave to run steps. Given back while the run waits.
     room: Option<Permit>,
     /// Leave to be in memory for a timer, until there is room.
@@ -340,7 +356,7 @@ impl RunLoop {
                 Over::Lost(error @ (JournalError::Fenced { .. } | JournalError::ContentGone(_))) => {
                     tracing::warn!(run = %key, %error, "a run is taken up anew");
                     drop(this);
-                    begun = Self::recover(&shared, &key, &inbox);
+                    begun = Self::recover(&shared, &key, &inbox).await;
                 }
                 Over::Lost(error) => {
                     // The journal is closed; the next start takes the run up.
@@ -360,7 +376,7 @@ impl RunLoop {
         beginning: Beginning,
     ) -> Result<Option<Self>, JournalError> {
         match beginning {
-            Beginning::Recovered => Self::recover(shared, key, inbox),
+            Beginning::Recovered => Self::recover(shared, key, inbox).await,
             Beginning::New { run, reply } => {
                 let NewRun {
                     flow,
@@ -423,39 +439,30 @@ impl RunLoop {
         }
     }
 
-    /// Reads a run and folds it. Attempts that were under way are lost with the host that ran them.
-    fn recover(shared: &Arc<Shared>, key: &RunKey, inbox: &Inbox) -> Result<Option<Self>, JournalError> {
-        let Some(summary) = shared.journal.summary(key)? else { return Ok(None) };
-        let damaged = |reason: String| JournalError::Damaged { what: format!("run {key}"), reason };
-        let graph = shared
-            .graph(&key.tenant, &summary.workflow, summary.version)
-            .map_err(|error| damaged(error.to_string()))?;
-        let mut this = Self::new(shared, key, inbox, graph);
-        if let Some((seq, bytes)) = shared.journal.snapshot(key)? {
-            let restored = Run::restore(Arc::clone(this.run.graph()), &bytes);
-            // It is a copy: the events say the same, and take longer to.
-            if let Some((run, at)) = restored.filter(|(run, _)| run.last_seq() == seq) {
-                (this.run, this.last_at, this.snapshot) = (run, at, seq);
+    /// Reads a run and folds it, in turns with others. Attempts that were under way are lost with the host that ran them.
+    async fn recover(shared: &Arc<Shared>, key: &RunKey, inbox: &Inbox) -> Result<Option<Self>, JournalError> {
+        let began = Instant::now();
+        let (of, this_key, inbox) = (Arc::clone(shared), key.clone(), inbox.clone());
+        let restored = shared.readers.read(&key.tenant, move || {
+            let Some(mut this) = Self::restore(&of, &this_key, &inbox)? else { return Ok(None) };
+            let is_whole = this.fold_further()?;
+            Ok(Some((this, is_whole)))
+        });
+        let closed = |_stopping| JournalError::Closed;
+        let Some((mut this, mut is_whole)) = restored.await.map_err(closed)?? else { return Ok(None) };
+        while !is_whole {
+            if shared.stopping.is_cancelled() {
+                return Ok(None);
             }
+            let folded = shared.readers.read(&key.tenant, move || {
+                let is_whole = this.fold_further()?;
+                Ok((this, is_whole))
+            });
+            (this, is_whole) = folded.await.map_err(closed)??;
         }
-        loop {
-            let page = shared.journal.read(key, this.run.last_seq(), READ_BYTES)?;
-            if page.is_empty() {
-                break;
-            }
-            for recorded in page {
-                if recorded.seq != this.run.last_seq() + 1 {
-                    return Err(damaged(format!("event {} follows event {}", recorded.seq, this.run.last_seq())));
-                }
-                this.run.apply(&recorded.event).map_err(|error| damaged(error.to_string()))?;
-                this.last_at = recorded.at;
-            }
-        }
-        this.shadow = summary.shadow_of.map(|of| Shadowing::new(key, of));
-        this.run.limit_events(shared.journal.limits(&key.tenant).run_events);
-        this.flow = summary.place.as_ref().map(|place| FlowId::new(&key.tenant, &summary.workflow, place));
-        this.summary = Some(summary);
+        this.linger = (began.elapsed() * LINGER_FACTOR).clamp(LINGER, LINGER_MAX);
         this.durable = this.run.last_seq();
+        let damaged = |reason: String| JournalError::Damaged { what: format!("run {key}"), reason };
         for effect in this.run.owed() {
             if let Effect::RunStep { step, attempt, .. } = effect {
                 let can_resume = this.run.can_resume(&step);
@@ -470,6 +477,48 @@ impl RunLoop {
             }
         }
         Ok(Some(this))
+    }
+
+    /// The loop of a run as its last state says that was kept; or at its very beginning.
+    fn restore(shared: &Arc<Shared>, key: &RunKey, inbox: &Inbox) -> Result<Option<Self>, JournalError> {
+        let Some(summary) = shared.journal.summary(key)? else { return Ok(None) };
+        let graph = shared.graph(&key.tenant, &summary.workflow, summary.version);
+        let graph =
+            graph.map_err(|error| JournalError::Damaged { what: format!("run {key}"), reason: error.to_string() })?;
+        let mut this = Self::new(shared, key, inbox, graph);
+        this.shadow = summary.shadow_of.map(|of| Shadowing::new(key, of));
+        this.flow = summary.place.as_ref().map(|place| FlowId::new(&key.tenant, &summary.workflow, place));
+        this.summary = Some(summary);
+        if let Some((seq, bytes)) = shared.journal.snapshot(key)? {
+            let restored = Run::restore(Arc::clone(this.run.graph()), &bytes);
+            // It is a copy: the events say the same, and take longer to.
+            if let Some((run, at)) = restored.filter(|(run, _)| run.last_seq() == seq) {
+                (this.run, this.last_at, this.snapshot) = (run, at, seq);
+                this.snapshot_every = snapshot_every(bytes.len());
+            }
+        }
+        this.run.limit_events(shared.journal.limits(&key.tenant).run_events);
+        Ok(Some(this))
+    }
+
+    /// Folds some of the events that are on disk, and says whether that were all.
+    fn fold_further(&mut self) -> Result<bool, JournalError> {
+        let damaged = |reason: String| JournalError::Damaged { what: format!("run {}", self.key), reason };
+        for _ in 0..READS_MAX {
+            let page = self.shared.journal.read(&self.key, self.run.last_seq(), READ_BYTES)?;
+            if page.is_empty() {
+                return Ok(true);
+            }
+            for recorded in page {
+                if recorded.seq != self.run.last_seq() + 1 {
+                    return Err(damaged(format!("event {} follows event {}", recorded.seq, self.run.last_seq())));
+                }
+                self.run.apply(&recorded.event).map_err(|error| damaged(error.to_string()))?;
+                self.trails.see(&self.run, recorded.seq, &recorded.event);
+                self.last_at = recorded.at;
+            }
+        }
+        Ok(false)
     }
 
     fn new(shared: &Arc<Shared>, key: &RunKey, inbox: &Inbox, graph: Arc<Graph>) -> Self {
@@ -494,6 +543,9 @@ impl RunLoop {
             family_failed: false,
             settled: false,
             snapshot: 0,
+            snapshot_every: SNAPSHOT_EVENTS,
+            trails: Trails::default(),
+            linger: LINGER,
             room: None,
             woken: None,
             flow: None,
@@ -610,7 +662,9 @@ impl RunLoop {
     /// The one place that waits.
     async fn wait(&mut self, messages: &mut Messages) -> Wake {
         let can_leave = self.phase == Phase::Driving && self.can_leave();
-        let Self { shared, key, shadow, appending, staged, phase, wants_room, wake_at, errands, slot_wait, .. } = self;
+        let Self {
+            shared, key, shadow, appending, staged, phase, wants_room, wake_at, errands, linger, slot_wait, ..
+        } = self;
         // More is taken in while an append is under way, up to a limit; without one the limit could not be left again.
         let listens = appending.is_none() || staged.bytes < STAGED_BYTES_MAX;
         let appended = async {
@@ -649,7 +703,7 @@ impl RunLoop {
             permit = shared.room_of(shadow.is_some()).acquire(&key.tenant), if driving && *wants_room => Wake::Room(permit),
             slot = slot, if driving => Wake::Slot(slot),
             () = shared.stopping.cancelled(), if driving => Wake::Stopping,
-            () = tokio::time::sleep(LINGER), if can_leave => Wake::Idle,
+            () = tokio::time::sleep(*linger), if can_leave => Wake::Idle,
             () = grace => Wake::GraceOver,
         }
     }
@@ -764,12 +818,24 @@ impl RunLoop {
             return;
         };
         let (journal, key) = (Arc::clone(&self.shared.journal), self.key.clone());
-        self.staged.told.push(Box::new(move || {
-            let answer = record::of_wait(&*journal, &key, *woke).map(Waited::Answered);
-            drop(reply.send(answer.map_err(|why| {
-                tracing::error!(run = %key, why, "what ended a wait could not be read");
+        let (tenant, run) = (key.tenant.clone(), key.clone());
+        let is_large = record::is_large(&woke);
+        let read = move || record::of_wait(&*journal, &key, *woke);
+        let tell = move |answer: Result<Json, String>| {
+            drop(reply.send(answer.map(Waited::Answered).map_err(|why| {
+                tracing::error!(%run, why, "what ended a wait could not be read");
                 HostRefusal::Unavailable
             })));
+        };
+        let readers = self.shared.readers.clone();
+        self.staged.told.push(Box::new(move || {
+            if is_large {
+                let read =
+                    async move { readers.read(&tenant, read).await.unwrap_or_else(|gone| Err(gone.to_string())) };
+                drop(tokio::spawn(async move { tell(read.await) }));
+            } else {
+                tell(read());
+            }
         }));
     }
 
@@ -839,6 +905,10 @@ impl RunLoop {
                 Event::RunResumed {} if was_paused => self.asked.clear(),
                 _ => {}
             }
+        }
+        let first = self.run.last_seq() + 1 - events.len() as u64;
+        for (seq, event) in (first..).zip(&events) {
+            self.trails.see(&self.run, seq, event);
         }
         self.staged.stage(events, content);
         // Timers go by the machine's clock; the run's own time never goes back.
@@ -914,14 +984,18 @@ impl RunLoop {
     /// Keeps the state of a long run, where it is what is on disk and nothing more.
     fn keep_state(&mut self) {
         let is_durable = self.staged.events.is_empty() && self.durable == self.run.last_seq();
-        if !is_durable || self.run.has_ended() || self.durable < self.snapshot + SNAPSHOT_EVENTS {
+        if !is_durable || self.run.has_ended() || self.durable < self.snapshot + self.snapshot_every {
             return;
         }
+        let Some(_turn) = self.shared.readers.try_turn(&self.key.tenant) else { return };
+        let Some(bytes) = reading::in_place(|| self.run.snapshot(self.last_at)) else { return };
         // If it is too large now, it is tried again so many events later.
-        self.snapshot = self.durable;
-        let Some(bytes) = self.run.snapshot(self.last_at).filter(|bytes| bytes.len() <= SNAPSHOT_BYTES_MAX) else {
+        (self.snapshot, self.snapshot_every) = (self.durable, snapshot_every(bytes.len()));
+        if bytes.len() > SNAPSHOT_BYTES_MAX {
+            let size_bytes = bytes.len();
+            tracing::warn!(run = %self.key, size_bytes, "the state of a run is too large to be kept; going on will take long");
             return;
-        };
+        }
         let (journal, key, seq) = (Arc::clone(&self.shared.journal), self.key.clone(), self.durable);
         self.errands.push(Box::pin(async move { Errand::Snapshotted(journal.put_snapshot(&key, seq, bytes).await) }));
     }
@@ -1113,6 +1187,7 @@ impl RunLoop {
             return self.not_run(step, attempt, spawn, journal_full());
         }
         let (inbox, stopping) = (self.inbox.clone(), self.shared.stopping.clone());
+        let time = Arc::new(AttemptTime::default());
         let host = Arc::new(LoopHost {
             graph: Arc::clone(self.run.graph()),
             inbox,
@@ -1123,25 +1198,28 @@ impl RunLoop {
             outside: self.shared.outside.clone(),
             shared: Arc::downgrade(&self.shared),
             rate: self.shared.publish_rates.of(&self.key.tenant),
+            time: Arc::clone(&time),
             shadow: self.shadow.clone(),
         });
         let (key, journal) = (self.key.clone(), Arc::clone(&self.shared.journal));
         // One that has just been started has nothing on record.
         let started = self.run.attempt_started(&step).filter(|started| *started != since);
-        let durable = self.durable;
+        let spans = started.map(|started| self.trails.of(&step, started, self.durable));
         let told = self.shadow.as_ref().map_or(&self.key, |shadow| shadow.of());
         let (told_run, seed) = (told.run, seed_of(self.shared.journal.secret(), told, &step, attempt));
         let job = {
             let (key, journal, step) = (key.clone(), Arc::clone(&journal), step.clone());
-            let shared = Arc::clone(&self.shared);
+            let (shared, readers) = (Arc::clone(&self.shared), self.shared.readers.clone());
             move || {
                 let value = |(name, value)| Ok((name, read_value(&*journal, &shared.elements, &key, value)?));
                 let inputs = inputs.into_iter().map(value).collect::<Result<_, String>>()?;
-                let recorded = match started {
-                    Some(started) => record::of_attempt(&*journal, &key, &step, started..durable)?,
-                    None => Vec::new(),
-                };
-                Ok(Job { run: told_run, workflow, version, step, attempt, limits, inputs, host, recorded, seed })
+                let record = spans.map(|spans| {
+                    let (time, step, page) = (Arc::clone(&time), step.clone(), Page::new());
+                    let spans = spans.into();
+                    Box::new(AttemptRecord { readers, journal, key, step, spans, time, page, waiting: None })
+                        as Box<dyn Record>
+                });
+                Ok(Job { run: told_run, workflow, version, step, attempt, limits, inputs, host, record, time, seed })
             }
         };
         let component = |version: Digest| {
@@ -1160,6 +1238,11 @@ impl RunLoop {
         let running = self.shared.sandbox.spawn(&key.tenant, version, component(version), delegation, job, on_end);
         self.attempts.insert(step, UnderWay { spawn, slot: self.slots.pop(), _attempt: running });
     }
+}
+
+/// After how many events a state of so many bytes is kept again.
+fn snapshot_every(bytes: usize) -> Seq {
+    SNAPSHOT_EVENTS.max((bytes / SNAPSHOT_BYTES_PER_EVENT) as Seq)
 }
 
 /// What a change of a run's summary means for the queue of its workflow.

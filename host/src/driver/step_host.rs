@@ -20,8 +20,8 @@ use super::shadow::Shadowing;
 use super::{Shared, StartError};
 use crate::journal::{JournalError, error_chain};
 use crate::sandbox::{
-    Authorization, ChildError, ChildRequest, CompletionError, HostRefusal, StandIn, StepHost, StoredArtifact, Wait,
-    Waited,
+    AttemptTime, Authorization, ChildError, ChildRequest, CompletionError, HostRefusal, StandIn, StepHost,
+    StoredArtifact, Wait, Waited,
 };
 
 /// The host's side of one attempt.
@@ -37,6 +37,8 @@ pub(super) struct LoopHost {
     /// What it takes to look at a child before it is started. Weak: an attempt that is cut off must not keep the driver.
     pub(super) shared: Weak<Shared>,
     pub(super) rate: PublishRate,
+    /// What the attempt has. It stands still while the tenant's updates are not paid for.
+    pub(super) time: Arc<AttemptTime>,
     /// The run that the step's run shadows.
     pub(super) shadow: Option<Arc<Shadowing>>,
 }
@@ -126,6 +128,8 @@ impl StepHost for LoopHost {
         async move {
             let Some(shadow) = &self.shadow else { return Ok(StandIn::Make) };
             let shared = self.shared.upgrade().ok_or(HostRefusal::Unavailable)?;
+            // What the shadowed run was answered is read meanwhile, at first all of it.
+            let _held = self.time.hold();
             shadow.stand_in(shared, &self.step, self.attempt, call, arguments, nth).await
         }
         .boxed()
@@ -145,7 +149,11 @@ impl StepHost for LoopHost {
         let message =
             Message::Publish { step: self.step.clone(), attempt: self.attempt, topic, payload, within_call, reply };
         async move {
-            self.rate.turn().await;
+            {
+                // Others of its tenant have published so much, not this step: it must not run out of time for that.
+                let _held = self.time.hold();
+                self.rate.turn().await;
+            }
             if self.is_beyond() {
                 return Err(HostRefusal::JournalFull);
             }

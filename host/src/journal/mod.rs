@@ -26,6 +26,7 @@ mod record;
 pub mod redb;
 pub mod retention;
 pub mod shadows;
+mod snapshots;
 mod tails;
 pub mod triggers;
 mod upgrade;
@@ -366,6 +367,17 @@ pub trait Journal: Send + Sync + 'static {
         idempotency: Option<IdempotencyKey>,
     ) -> BoxFuture<'_, Result<Created, JournalError>>;
 
+    /// The run that an idempotency key has started, where it still answers. [`JournalError::IdempotencyMismatch`] when it
+    /// was used for another request. For those who want to know before they look at a request any closer:
+    /// [`create`](Self::create) is what decides.
+    fn started_with(
+        &self,
+        tenant: &TenantId,
+        workflow: &WorkflowName,
+        idempotency: &IdempotencyKey,
+        now: Timestamp,
+    ) -> Result<Option<RunId>, JournalError>;
+
     /// Records the next events of a run.
     ///
     /// Before: the run's last event is `last_seq`; otherwise [`JournalError::Fenced`], and nothing has changed.
@@ -376,7 +388,13 @@ pub trait Journal: Send + Sync + 'static {
     /// The events of a run after `after`, oldest first, until `bytes_max` of stored events are exceeded; empty when
     /// there are none, and for a run that does not exist. [`JournalError::Truncated`] when events after `after` were
     /// deleted and later ones exist: nobody goes over a gap without being told.
-    fn read(&self, key: &RunKey, after: Seq, bytes_max: usize) -> Result<Vec<Recorded>, JournalError>;
+    fn read(&self, key: &RunKey, after: Seq, bytes_max: usize) -> Result<Vec<Recorded>, JournalError> {
+        self.read_until(key, after, Seq::MAX, bytes_max)
+    }
+
+    /// The same, but for events after `until`: nothing behind it is read.
+    fn read_until(&self, key: &RunKey, after: Seq, until: Seq, bytes_max: usize)
+    -> Result<Vec<Recorded>, JournalError>;
 
     /// Follows how far a run's journal goes. The first value is the state at some moment after the call: whoever
     /// reads the journal afterwards and then waits for the tail to move misses nothing.

@@ -12,19 +12,20 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use sha2::{Digest as _, Sha256};
-use stepwell_core::{Digest, Recorded, RunId, RunKey, Seq, TenantId, Timestamp};
+use stepwell_core::{Digest, Recorded, RunId, RunKey, Seq, TenantId, Timestamp, WorkflowName};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::channels::{ChannelKey, Projection};
 use super::flow::{Admit, FlowId};
 use super::limits::Limits;
 use super::tails::{Tail, TailState, Tails};
-use super::usage::{self, Change};
 use super::writer::{
-    self, Append, CONTENTS, Idempotency, RECORDS, RUN_CONTENTS, RUNS, Request, SNAPSHOTS, UNFINISHED, WAKES, Writer,
+    self, Append, CONTENTS, Idempotency, IdempotencyEntry, RECORDS, RUN_CONTENTS, RUNS, Request, UNFINISHED, WAKES,
+    Writer,
 };
 use super::{
-    Batch, Created, IdempotencyKey, Journal, JournalError, RunFilter, RunPage, RunSummary, keys, record, upgrade,
+    Batch, Created, IdempotencyKey, Journal, JournalError, RunFilter, RunPage, RunSummary, keys, record, snapshots,
+    upgrade,
 };
 
 /// Pages of the file that are kept in memory. What is not in here is most likely in the system's own cache.
@@ -256,7 +257,28 @@ impl Journal for RedbJournal {
         .boxed()
     }
 
-    fn read(&self, key: &RunKey, after: Seq, bytes_max: usize) -> Result<Vec<Recorded>, JournalError> {
+    fn started_with(
+        &self,
+        tenant: &TenantId,
+        workflow: &WorkflowName,
+        idempotency: &IdempotencyKey,
+        now: Timestamp,
+    ) -> Result<Option<RunId>, JournalError> {
+        let hash = Digest::from_bytes(Sha256::digest(idempotency.key.as_bytes()).into());
+        let key = keys::idempotency(tenant, workflow, &hash);
+        let table = self.reader()?.open_table(writer::IDEMPOTENCY).map_err(storage("open the idempotency keys"))?;
+        let stored = table.get(key.as_slice()).map_err(storage("look for an idempotency key"))?;
+        let entry = stored.and_then(|value| IdempotencyEntry::decode(value.value()));
+        entry.map_or(Ok(None), |entry| entry.answer(now, &idempotency.fingerprint))
+    }
+
+    fn read_until(
+        &self,
+        key: &RunKey,
+        after: Seq,
+        until: Seq,
+        bytes_max: usize,
+    ) -> Result<Vec<Recorded>, JournalError> {
         let records = self.reader()?.open_table(RECORDS).map_err(storage("open the records"))?;
         let (first, last) = (keys::record(key, after.saturating_add(1)), keys::record(key, Seq::MAX));
         let range = records.range(first.as_slice()..=last.as_slice()).map_err(storage("read a run"))?;
@@ -266,8 +288,9 @@ impl Journal for RedbJournal {
             let (key, value) = entry.map_err(storage("read a run"))?;
             size += value.value().len();
             let recorded = record::decode(value.value(), writer::seq_of(key.value())?)?;
-            found.extend(recorded.into_iter().filter(|recorded| recorded.seq > after));
-            if size > bytes_max {
+            let is_last = recorded.last().is_some_and(|last| last.seq >= until);
+            found.extend(recorded.into_iter().filter(|recorded| recorded.seq > after && recorded.seq <= until));
+            if size > bytes_max || is_last {
                 break;
             }
         }
@@ -354,31 +377,12 @@ impl Journal for RedbJournal {
     }
 
     fn put_snapshot(&self, key: &RunKey, seq: Seq, bytes: Vec<u8>) -> BoxFuture<'_, Result<(), JournalError>> {
-        let (run, tenant) = (keys::run(key), key.tenant.clone());
-        let value = [seq.to_be_bytes().as_slice(), &bytes].concat();
-        self.write(move |transaction| {
-            // A run that was deleted meanwhile has no use for it.
-            let runs = transaction.open_table(RUNS).map_err(storage("open the runs"))?;
-            if runs.get(run.as_slice()).map_err(storage("look for a run"))?.is_some() {
-                let mut snapshots = transaction.open_table(SNAPSHOTS).map_err(storage("open the snapshots"))?;
-                let before = snapshots.insert(run.as_slice(), value.as_slice()).map_err(storage("write a snapshot"))?;
-                let before = before.map_or(0, |before| usage::entry(&run, before.value()));
-                drop(snapshots);
-                let bytes = usage::entry(&run, &value) - before;
-                usage::add(transaction, &tenant, Change { bytes, ..Change::default() })?;
-            }
-            Ok(())
-        })
-        .boxed()
+        let key = key.clone();
+        async move { snapshots::put(self, &key, seq, bytes).await }.boxed()
     }
 
     fn snapshot(&self, key: &RunKey) -> Result<Option<(Seq, Vec<u8>)>, JournalError> {
-        let snapshots = self.reader()?.open_table(SNAPSHOTS).map_err(storage("open the snapshots"))?;
-        let found = snapshots.get(keys::run(key).as_slice()).map_err(storage("read a snapshot"))?;
-        Ok(found.and_then(|value| {
-            let (seq, bytes) = value.value().split_first_chunk::<8>()?;
-            Some((Seq::from_be_bytes(*seq), bytes.to_vec()))
-        }))
+        snapshots::get(self, key)
     }
 
     fn wakes(
@@ -434,11 +438,7 @@ impl RedbJournal {
 }
 
 /// A batch in the form the writer takes, and the workflow of a new run.
-fn encode(
-    key: RunKey,
-    last_seq: Seq,
-    batch: Batch,
-) -> Result<(Append, Option<stepwell_core::WorkflowName>), JournalError> {
+fn encode(key: RunKey, last_seq: Seq, batch: Batch) -> Result<(Append, Option<WorkflowName>), JournalError> {
     let record = record::encode(&batch)?;
     let ended = batch.events.last().is_some_and(stepwell_core::Event::is_terminal);
     let workflow = batch.summary.as_ref().map(|summary| summary.workflow.clone());

@@ -182,9 +182,10 @@ fn delete_run(transaction: &WriteTransaction, listed: &Listed, deletion: &mut De
     deletion.room -= 1;
     forget_shadow(transaction, &listed.run)?;
     // First of all nobody finds it any more: a run with a part of its events is nothing to show.
-    for table in [RUNS, SNAPSHOTS, UNFINISHED] {
+    for table in [RUNS, UNFINISHED] {
         deletion.remove(transaction, table, &run)?;
     }
+    deletion.drain(transaction, SNAPSHOTS, &keys::starting_with(run.clone()))?;
     triggers::forget_deliveries(transaction, &listed.run)?;
     if let Some(channel) = &listed.channel {
         channels::forget(transaction, &listed.run, channel, deletion)?;

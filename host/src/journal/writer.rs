@@ -38,7 +38,7 @@ pub(super) const RECORDS: Bytes2Bytes = TableDefinition::new("records");
 pub(super) const RUNS: Bytes2Bytes = TableDefinition::new("runs");
 /// (tenant, run) of each run that has not ended.
 pub(super) const UNFINISHED: Bytes2Bytes = TableDefinition::new("unfinished");
-/// (tenant, run) → seq, state.
+/// (tenant, run, seq, number) → a piece of the state after that event.
 pub(super) const SNAPSHOTS: Bytes2Bytes = TableDefinition::new("snapshots");
 /// (time, tenant, run) of each run that waits and that nobody drives.
 pub(super) const WAKES: Bytes2Bytes = TableDefinition::new("wakes");
@@ -564,6 +564,15 @@ pub(super) struct IdempotencyEntry {
 impl IdempotencyEntry {
     fn encode(&self) -> Vec<u8> {
         [self.at.as_millis().to_be_bytes().as_slice(), self.run.as_bytes(), &self.fingerprint].concat()
+    }
+
+    /// What it says to a request at this time: the run, or nothing any more.
+    pub(super) fn answer(&self, now: Timestamp, fingerprint: &Digest) -> Result<Option<RunId>, JournalError> {
+        if now.millis_since(self.at) >= IDEMPOTENCY_TTL_MS {
+            return Ok(None);
+        }
+        let same = self.fingerprint == *fingerprint.as_bytes();
+        if same { Ok(Some(self.run)) } else { Err(JournalError::IdempotencyMismatch) }
     }
 
     pub(super) fn decode(bytes: &[u8]) -> Option<Self> {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use stepwell_core::graph::Limits;
 use stepwell_core::{Digest, Failure, Json, NodeId, WorkflowName};
@@ -18,7 +18,8 @@ use super::limits::{
     WAITS_MAX,
 };
 use super::random::Random;
-use super::replay::{Recorded, Replay};
+use super::replay::{Record, Replay};
+use super::time::AttemptTime;
 use super::upload::Denied;
 use super::{AttemptEnd, InputProblem, Job, StepHost};
 
@@ -40,6 +41,7 @@ pub(super) struct AttemptState {
     pub(super) clock_ms: u64,
     pub(super) random: Random,
     pub(super) replay: Replay,
+    time: Arc<AttemptTime>,
     /// How often each call was made, by its name and arguments.
     pub(super) calls: HashMap<(&'static str, Digest), usize>,
 }
@@ -55,7 +57,7 @@ pub(super) struct Delegate {
 /// Runs an attempt to its end, whatever that is.
 pub(super) async fn run(engine: &Engine, code: &Loaded, delegate: Option<Delegate>, job: Job) -> AttemptEnd {
     let limits = job.limits;
-    let started = Instant::now();
+    job.time.begin(Duration::from_millis(limits.timeout_ms));
     let mut context = StepContext {
         run_id: job.run.to_string(),
         workflow: job.workflow.to_string(),
@@ -66,7 +68,7 @@ pub(super) async fn run(engine: &Engine, code: &Loaded, delegate: Option<Delegat
     };
     let inputs: Vec<(String, String)> =
         job.inputs.into_iter().map(|(name, value)| (name, value.as_str().to_owned())).collect();
-    let state = AttemptState::new(job.host, job.recorded, job.seed);
+    let state = AttemptState::new(job.host, job.record, job.seed, job.time);
     let (ended, mut fuel_used, state) = call(engine, code, state, limits, &context, &inputs).await;
     let result = match (ended, delegate) {
         (Ok(Ended::With(output)), _) => Ok(output),
@@ -78,10 +80,7 @@ pub(super) async fn run(engine: &Engine, code: &Loaded, delegate: Option<Delegat
             // The first instance is gone: the second one takes its place and has what is left, of everything.
             (context.workflow, context.version) = (workflow.to_string(), version.to_string());
             context.node = node.to_string();
-            let elapsed_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-            let (fuel, timeout_ms) =
-                (limits.fuel - fuel_used.min(limits.fuel), limits.timeout_ms - elapsed_ms.min(limits.timeout_ms));
-            let left = Limits { fuel, timeout_ms, ..limits };
+            let left = Limits { fuel: limits.fuel - fuel_used.min(limits.fuel), ..limits };
             let (ended, used) = match inputs.iter().find_map(|(_, value)| Json::parse(value.clone()).err()) {
                 Some(error) => (Err(permanent("invalid_output", format!("what is delegated is not JSON: {error}"))), 0),
                 None => {
@@ -102,7 +101,7 @@ pub(super) async fn run(engine: &Engine, code: &Loaded, delegate: Option<Delegat
     AttemptEnd { result, fuel_used }
 }
 
-/// One call of `run-step` in an instance of its own, and the fuel it used.
+/// One call of `run-step` in an instance of its own, and the fuel it used. The attempt's time has begun.
 async fn call(
     engine: &Engine,
     code: &Loaded,
@@ -116,12 +115,17 @@ async fn call(
         tracing::error!(%error, "a store could not be made");
         return (Err(unavailable("no sandbox could be made")), 0, store.into_data());
     }
-    let timeout = Duration::from_millis(limits.timeout_ms);
+    let time = Arc::clone(&store.data().time);
     let call = async {
         let instance = code.instantiate_async(&mut store).await?;
         instance.stepwell_workflow_steps().call_run_step(&mut store, context, inputs).await
     };
-    let called = tokio::time::timeout(timeout, call).await.map_err(|_elapsed| TimedOut(timeout));
+    let called = tokio::select! {
+        biased;
+        called = call => Ok(called),
+        // Looked at each time, also when the guest has used up its task's turn with calls.
+        () = tokio::task::unconstrained(time.over()) => Err(TimedOut(Duration::from_millis(limits.timeout_ms))),
+    };
     // After an error the store cannot be entered again, but its counters can be read.
     let fuel_used = limits.fuel.saturating_sub(store.get_fuel().unwrap_or(0));
     let ended = classify(called, store.data().memory.refused, limits.memory_bytes);
@@ -143,7 +147,9 @@ pub(super) async fn detached(
         items: Vec::new(),
         attempt: 1,
     };
-    let state = AttemptState::new(Arc::new(Denied), Vec::new(), [0; 32]);
+    let time = Arc::new(AttemptTime::default());
+    time.begin(Duration::from_millis(limits.timeout_ms));
+    let state = AttemptState::new(Arc::new(Denied), None, [0; 32], time);
     call(engine, code, state, limits, &nowhere, inputs).await.0
 }
 
@@ -199,7 +205,12 @@ async fn within<T>(call: impl Future<Output = wasmtime::Result<T>>) -> wasmtime:
 }
 
 impl AttemptState {
-    fn new(host: Arc<dyn StepHost>, recorded: Vec<Recorded>, seed: [u8; 32]) -> Self {
+    pub(super) fn new(
+        host: Arc<dyn StepHost>,
+        record: Option<Box<dyn Record>>,
+        seed: [u8; 32],
+        time: Arc<AttemptTime>,
+    ) -> Self {
         Self {
             host,
             memory: MemoryLimiter::new(0), // set with the other limits
@@ -215,7 +226,8 @@ impl AttemptState {
             children: Allowance::new(u32::MAX, CHILDREN_BYTES_MAX),
             clock_ms: 0,
             random: Random::new(seed),
-            replay: Replay::new(recorded),
+            replay: Replay::new(record),
+            time,
             calls: HashMap::new(),
         }
     }
@@ -223,7 +235,7 @@ impl AttemptState {
 
 /// A store for what belongs to no run: nothing it asks for is done.
 fn denied(engine: &Engine) -> wasmtime::Result<Store<AttemptState>> {
-    let mut store = Store::new(engine, AttemptState::new(Arc::new(Denied), Vec::new(), [0; 32]));
+    let mut store = Store::new(engine, AttemptState::new(Arc::new(Denied), None, [0; 32], Arc::default()));
     set_limits(&mut store, DESCRIBE_LIMITS)?;
     Ok(store)
 }

@@ -19,7 +19,7 @@ use super::imports::{NoRecording, NoRoom, NotRecorded, Suspended};
 use super::limits::{
     FAILURE_DETAILS_BYTES_MAX, FAILURE_MESSAGE_BYTES_MAX, HOST_CALL_BYTES_MAX, LABELS_MAX, OUTPUT_BYTES_MAX,
 };
-use super::replay::Divergence;
+use super::replay::{Divergence, Unreadable};
 use super::{AttemptEnd, StepOutput};
 
 /// What a call of the guest came to.
@@ -141,6 +141,7 @@ pub(super) fn failure_of_error(error: &wasmtime::Error, memory_refused: bool, me
         }
         None if error.is::<Suspended>() => unavailable("the attempt waits"), // nobody asks
         None if error.is::<NoRoom>() => journal_full(),
+        None if error.is::<Unreadable>() => unavailable("what the attempt did before could not be read"),
         None if error.is::<NotRecorded>() => unavailable("what the step did could not be recorded"),
         None if error.is::<wasmtime::PoolConcurrencyLimitError>() => {
             Failure::platform(FailureKind::Retryable, UNAVAILABLE, "there is no room for the attempt")

@@ -64,7 +64,7 @@ pub(super) fn linker(engine: &Engine) -> wasmtime::Result<Linker<AttemptState>> 
 }
 
 type Interface<'a> = LinkerInstance<'a, AttemptState>;
-type Store<'a> = StoreContextMut<'a, AttemptState>;
+pub(super) type Store<'a> = StoreContextMut<'a, AttemptState>;
 
 /// Takes the price of a call that hands over so many bytes.
 fn charge(store: &mut Store<'_>, bytes: usize) -> wasmtime::Result<()> {
@@ -91,7 +91,7 @@ fn publish(interface: &mut Interface<'_>) -> wasmtime::Result<()> {
     })
 }
 
-async fn publish_update(
+pub(super) async fn publish_update(
     store: &mut Store<'_>,
     topic: String,
     payload: Option<String>,
@@ -109,7 +109,7 @@ async fn publish_update(
     if !store.data_mut().updates.take(size) {
         return Ok(Err(PublishError::RateLimited(None)));
     }
-    if let Some(position) = store.data_mut().replay.update(&topic, &payload)? {
+    if let Some(position) = store.data_mut().replay.update(&topic, &payload).await? {
         return Ok(Ok(position));
     }
     Ok(Err(match store.data().host.publish(topic, payload, false).await {
@@ -146,7 +146,7 @@ async fn on_record(store: &mut Store<'_>, call: &'static str, arguments: Digest)
     let made = store.data_mut().calls.entry((call, arguments)).or_default();
     let nth = *made;
     *made += 1;
-    if let Some(result) = store.data_mut().replay.call(call, arguments)? {
+    if let Some(result) = store.data_mut().replay.call(call, arguments).await? {
         return Ok(Some(result));
     }
     let host = Arc::clone(&store.data().host);
@@ -190,21 +190,26 @@ fn read_back<R: DeserializeOwned>(call: &str, result: &Json) -> wasmtime::Result
 #[error("the step waits")]
 pub(super) struct Suspended;
 
-/// What ended a wait: from the record, or at once because it was there already. Otherwise the instance ends here.
+/// What ended a wait: from the record, or at once because it was there already. Otherwise the instance ends here. A
+/// refusal depends on what the run has done by then, so it is on record too.
 async fn waited(
     store: &mut Store<'_>,
     call: &'static str,
     arguments: &impl Serialize,
     wait: Wait,
-) -> wasmtime::Result<Result<WaitRecord, HostRefusal>> {
+) -> wasmtime::Result<WaitRecord> {
     let arguments = sha256(serde_json::to_vec(arguments).map_err(|_| NotRecorded)?);
     if let Some(result) = on_record(store, call, arguments).await? {
-        return read_back(call, &result).map(Ok);
+        return read_back(call, &result);
     }
     match store.data().host.wait(call, arguments, wait).await {
-        Ok(Waited::Answered(result)) => read_back(call, &result).map(Ok),
+        Ok(Waited::Answered(result)) => read_back(call, &result),
         Ok(Waited::Suspended) => Err(Suspended.into()),
-        Err(HostRefusal::NotAChild) => Ok(Err(HostRefusal::NotAChild)),
+        Err(HostRefusal::NotAChild) => {
+            let refused = WaitRecord::NotAChild;
+            record(store, call, arguments, Json::of(&refused).map_err(|_| NotRecorded)?).await?;
+            Ok(refused)
+        }
         Err(HostRefusal::JournalFull) => Err(NoRoom.into()),
         Err(
             HostRefusal::Cancelled | HostRefusal::Unavailable | HostRefusal::UnknownTopic | HostRefusal::TooLarge(_),
@@ -235,18 +240,18 @@ fn wait(interface: &mut Interface<'_>) -> wasmtime::Result<()> {
     })
 }
 
-async fn sleep(store: &mut Store<'_>, ms: u64) -> wasmtime::Result<Result<(), wait::WaitError>> {
+pub(super) async fn sleep(store: &mut Store<'_>, ms: u64) -> wasmtime::Result<Result<(), wait::WaitError>> {
     const CALL: &str = "wait.sleep";
     if !store.data_mut().waits.take(0) {
         return Ok(Err(wait::WaitError::QuotaExceeded));
     }
     match waited(store, CALL, &ms, Wait::Timer { ms }).await? {
-        Ok(WaitRecord::Elapsed) => Ok(Ok(())),
+        WaitRecord::Elapsed => Ok(Ok(())),
         _ => Err(unexpected(CALL)),
     }
 }
 
-async fn signal(
+pub(super) async fn signal(
     store: &mut Store<'_>,
     name: String,
     timeout_ms: Option<u64>,
@@ -259,8 +264,8 @@ async fn signal(
         return Ok(Err(wait::WaitError::QuotaExceeded));
     }
     match waited(store, CALL, &(&name, timeout_ms), Wait::Signal { name: name.clone(), timeout_ms }).await? {
-        Ok(WaitRecord::Signal(payload)) => Ok(Ok(payload.as_str().to_owned())),
-        Ok(WaitRecord::TimedOut) => Ok(Err(wait::WaitError::Timeout)),
+        WaitRecord::Signal(payload) => Ok(Ok(payload.as_str().to_owned())),
+        WaitRecord::TimedOut => Ok(Err(wait::WaitError::Timeout)),
         _ => Err(unexpected(CALL)),
     }
 }
@@ -282,7 +287,7 @@ fn children(interface: &mut Interface<'_>) -> wasmtime::Result<()> {
     })
 }
 
-async fn start_child(
+pub(super) async fn start_child(
     store: &mut Store<'_>,
     request: children::Request,
 ) -> wasmtime::Result<Result<String, children::StartError>> {
@@ -335,7 +340,7 @@ async fn start_child(
     })
 }
 
-async fn await_child(
+pub(super) async fn await_child(
     store: &mut Store<'_>,
     run: &str,
     timeout_ms: Option<u64>,
@@ -346,13 +351,13 @@ async fn await_child(
         return Ok(Err(children::AwaitError::QuotaExceeded));
     }
     Ok(match waited(store, CALL, &(run, timeout_ms), Wait::Child { run, timeout_ms }).await? {
-        Ok(WaitRecord::Completed(output)) => Ok(output.as_str().to_owned()),
-        Ok(WaitRecord::Failed { code, message }) => {
+        WaitRecord::Completed(output) => Ok(output.as_str().to_owned()),
+        WaitRecord::Failed { code, message } => {
             Err(children::AwaitError::Failed(children::ChildFailure { code, message }))
         }
-        Ok(WaitRecord::Cancelled) => Err(children::AwaitError::Cancelled),
-        Ok(WaitRecord::TimedOut) => Err(children::AwaitError::Timeout),
-        Err(HostRefusal::NotAChild) => Err(children::AwaitError::NotAChild),
+        WaitRecord::Cancelled => Err(children::AwaitError::Cancelled),
+        WaitRecord::TimedOut => Err(children::AwaitError::Timeout),
+        WaitRecord::NotAChild => Err(children::AwaitError::NotAChild),
         _ => return Err(unexpected(CALL)),
     })
 }
@@ -395,7 +400,7 @@ async fn write_line(store: &mut Store<'_>, level: Level, message: String) -> was
         state.logs_ended = true;
         (LogLevel::Warn, "the attempt has written too many lines; further ones are dropped".to_owned())
     };
-    if !state.replay.log(level, &message)? {
+    if !state.replay.log(level, &message).await? {
         // A line that cannot be recorded belongs to an attempt that no longer counts, or to a host that is about to stop.
         let _ = state.host.log(level, message).await;
     }
@@ -474,12 +479,12 @@ async fn create_artifact(
         let arguments = (&name, &media_type, sha256(&bytes));
         serde_json::to_vec(&arguments).map(sha256).map_err(|_| NotRecorded)
     };
-    if store.data().replay.has_call(CALL)
-        && let Some(result) = store.data_mut().replay.call(CALL, arguments()?)?
+    if store.data_mut().replay.has_call(CALL).await?
+        && let Some(result) = store.data_mut().replay.call(CALL, arguments()?).await?
     {
         return read_back::<FileRefused>(CALL, &result).map(|refused| Err(refused.into()));
     }
-    let stored = match store.data_mut().replay.artifact(&name, &media_type, &bytes)? {
+    let stored = match store.data_mut().replay.artifact(&name, &media_type, &bytes).await? {
         Some(stored) => Ok(stored),
         None => store.data().host.store_artifact(name.clone(), media_type.clone(), bytes.clone()).await,
     };

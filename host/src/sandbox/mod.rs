@@ -9,7 +9,7 @@
 //!
 //! Read on: [`engine`] (what wasm is allowed to be), [`compile`] (a process of its own), [`code`] (the cache of
 //! compiled code), [`upload`] (what a component must look like), [`imports`] (what a guest can ask for),
-//! [`attempt`] (one attempt), [`replay`] (what it did before, told to it again), [`random`] (its random bytes),
+//! [`attempt`] (one attempt), [`replay`] (what it did before, told to it again), [`time`] (how long it has), [`random`] (its random bytes),
 //! [`evaluate`] (expressions that belong to no graph), [`end`] (every way it can end), [`graph`] (components that hold a compiled graph).
 
 mod attempt;
@@ -24,6 +24,9 @@ mod imports;
 pub mod limits;
 mod random;
 mod replay;
+#[cfg(test)]
+mod tests;
+mod time;
 mod upload;
 mod wait;
 
@@ -47,7 +50,8 @@ pub(crate) use self::end::journal_full;
 pub use self::evaluate::EvaluateError;
 pub use self::graph::CompiledGraph;
 pub(crate) use self::replay::sha256;
-pub use self::replay::{Recorded, usage_of};
+pub use self::replay::{Record, Recorded, usage_of};
+pub use self::time::{AttemptTime, HELD_MAX, Held};
 pub use self::upload::{Inspection, UploadError};
 pub use self::wait::{ChildError, ChildRequest, Wait, WaitRecord, Waited};
 use crate::permits::Permits;
@@ -87,8 +91,10 @@ pub struct Job {
     pub inputs: Vec<(String, Json)>,
     /// Who answers what it asks for.
     pub host: Arc<dyn StepHost>,
-    /// What the attempt did before it was interrupted, in order; empty for a new one.
-    pub recorded: Vec<Recorded>,
+    /// What the attempt did before it was interrupted; `None` for a new one.
+    pub record: Option<Box<dyn Record>>,
+    /// How long it has. Whoever answers what it asks for can hold it.
+    pub time: Arc<AttemptTime>,
     /// What the attempt's random numbers are made of: the same whenever it is taken up again, and known to nobody else.
     pub seed: [u8; 32],
 }

@@ -4,10 +4,11 @@
 //! by running it from the start: each call that is on record is answered from it, in order, and nothing is done a
 //! second time. Where the record ends, the attempt goes on as if nothing had happened.
 //!
-//! Keeps: a call that is not the one on record ends the attempt ([`Divergence`]), before anything is done or recorded.
+//! Keeps: a call that is not the one on record ends the attempt ([`Divergence`]), before anything is done or recorded; and
+//! of the record no more is in memory than what the attempt has come to: all that a step was ever answered can be
+//! gigabytes.
 
-use std::collections::VecDeque;
-
+use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use stepwell_core::event::LogLevel;
@@ -57,6 +58,13 @@ pub enum Recorded {
     },
 }
 
+/// What an attempt did before it was interrupted, read as it is gone through.
+pub trait Record: Send + Sync + 'static {
+    /// The next thing that it did; `None` where the record ends. An error is a sentence for the log: what is on record
+    /// cannot be read at present.
+    fn next(&mut self) -> BoxFuture<'_, Result<Option<Recorded>, String>>;
+}
+
 impl Recorded {
     fn shown(&self) -> String {
         match self {
@@ -78,80 +86,109 @@ pub(super) struct Divergence {
     pub(super) found: String,
 }
 
+/// The record of an attempt could not be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("what the attempt did before could not be read")]
+pub(super) struct Unreadable;
+
 /// The record of an attempt, as far as it has not been gone through.
-#[derive(Debug, Default)]
-pub(super) struct Replay(VecDeque<Recorded>);
+#[derive(Default)]
+pub(super) struct Replay {
+    record: Option<Box<dyn Record>>,
+    /// What was looked at and not gone through.
+    ahead: Option<Recorded>,
+}
 
 impl Replay {
-    pub(super) fn new(recorded: Vec<Recorded>) -> Self {
-        Self(recorded.into())
+    pub(super) fn new(record: Option<Box<dyn Record>>) -> Self {
+        Self { record, ahead: None }
     }
 
     /// The position of an update that is on record; `None` when it is a new one.
-    pub(super) fn update(&mut self, topic: &str, payload: &Json) -> Result<Option<Seq>, Divergence> {
-        let same = |recorded: &Recorded| match recorded {
-            Recorded::Update { topic: t, payload: p, within_call: false, seq } => {
-                (t == topic && *p == sha256(payload.as_str())).then_some(*seq)
+    pub(super) async fn update(&mut self, topic: &str, payload: &Json) -> wasmtime::Result<Option<Seq>> {
+        let Some(recorded) = self.next().await? else { return Ok(None) };
+        match &recorded {
+            Recorded::Update { topic: t, payload: p, within_call: false, seq }
+                if t == topic && *p == sha256(payload.as_str()) =>
+            {
+                Ok(Some(*seq))
             }
-            _ => None,
-        };
-        self.next(same, || format!("another update on `{topic}`"))
+            _ => diverged(&recorded, format!("another update on `{topic}`")),
+        }
     }
 
     /// Whether a line is on record.
-    pub(super) fn log(&mut self, level: LogLevel, message: &str) -> Result<bool, Divergence> {
-        let same = |recorded: &Recorded| match recorded {
-            Recorded::Log { level: l, message: m } => (*l == level && m == message).then_some(()),
-            _ => None,
-        };
-        Ok(self.next(same, || "another log line".to_owned())?.is_some())
+    pub(super) async fn log(&mut self, level: LogLevel, message: &str) -> wasmtime::Result<bool> {
+        let Some(recorded) = self.next().await? else { return Ok(false) };
+        match &recorded {
+            Recorded::Log { level: l, message: m } if *l == level && m == message => Ok(true),
+            _ => diverged(&recorded, "another log line".to_owned()),
+        }
     }
 
     /// A file that is on record; `None` when it is a new one.
-    pub(super) fn artifact(
+    pub(super) async fn artifact(
         &mut self,
         name: &str,
         media_type: &str,
         bytes: &[u8],
-    ) -> Result<Option<StoredArtifact>, Divergence> {
-        let same = |recorded: &Recorded| match recorded {
-            Recorded::Artifact { name: n, media_type: m, stored } => {
-                (n == name && m == media_type && stored.sha256 == sha256(bytes)).then(|| stored.clone())
+    ) -> wasmtime::Result<Option<StoredArtifact>> {
+        match self.next().await? {
+            None => Ok(None),
+            Some(Recorded::Artifact { name: n, media_type: m, stored })
+                if n == name && m == media_type && stored.sha256 == sha256(bytes) =>
+            {
+                Ok(Some(stored))
             }
-            _ => None,
-        };
-        self.next(same, || format!("another file `{name}`"))
+            Some(recorded) => diverged(&recorded, format!("another file `{name}`")),
+        }
     }
 
     /// What a call was answered that is on record; `None` when it is a new one.
-    pub(super) fn call(&mut self, call: &str, arguments: Digest) -> Result<Option<Json>, Divergence> {
-        // What the call itself has published lies before its end.
-        while matches!(self.0.front(), Some(Recorded::Update { within_call: true, .. })) {
-            self.0.pop_front();
+    pub(super) async fn call(&mut self, call: &str, arguments: Digest) -> wasmtime::Result<Option<Json>> {
+        loop {
+            match self.next().await? {
+                None => return Ok(None),
+                // What the call itself has published lies before its end.
+                Some(Recorded::Update { within_call: true, .. }) => {}
+                Some(Recorded::Call { call: c, arguments: a, result }) if c == call && a == arguments => {
+                    return Ok(Some(result));
+                }
+                Some(recorded) => return diverged(&recorded, format!("another call of {call}")),
+            }
         }
-        let same = |recorded: &Recorded| match recorded {
-            Recorded::Call { call: c, arguments: a, result } => (c == call && *a == arguments).then(|| result.clone()),
-            _ => None,
-        };
-        self.next(same, || format!("another call of {call}"))
     }
 
     /// Whether a call of this kind is what comes next.
-    pub(super) fn has_call(&self, call: &str) -> bool {
-        matches!(self.0.front(), Some(Recorded::Call { call: c, .. }) if c == call)
+    pub(super) async fn has_call(&mut self, call: &str) -> Result<bool, Unreadable> {
+        if self.ahead.is_none() {
+            self.ahead = self.read().await?;
+        }
+        Ok(matches!(&self.ahead, Some(Recorded::Call { call: c, .. }) if c == call))
     }
 
-    fn next<T>(
-        &mut self,
-        same: impl FnOnce(&Recorded) -> Option<T>,
-        found: impl FnOnce() -> String,
-    ) -> Result<Option<T>, Divergence> {
-        let Some(recorded) = self.0.pop_front() else { return Ok(None) };
-        match same(&recorded) {
-            Some(answer) => Ok(Some(answer)),
-            None => Err(Divergence { expected: recorded.shown(), found: found() }),
+    async fn next(&mut self) -> Result<Option<Recorded>, Unreadable> {
+        match self.ahead.take() {
+            Some(recorded) => Ok(Some(recorded)),
+            None => self.read().await,
         }
     }
+
+    async fn read(&mut self) -> Result<Option<Recorded>, Unreadable> {
+        let Some(record) = &mut self.record else { return Ok(None) };
+        let next = record.next().await.map_err(|why| {
+            tracing::error!(why, "the record of an attempt could not be read");
+            Unreadable
+        })?;
+        if next.is_none() {
+            self.record = None;
+        }
+        Ok(next)
+    }
+}
+
+fn diverged<T>(recorded: &Recorded, found: String) -> wasmtime::Result<T> {
+    Err(Divergence { expected: recorded.shown(), found }.into())
 }
 
 /// The name of a value.
@@ -309,6 +346,7 @@ impl CompletionRecord {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::InMemory;
     use super::*;
 
     fn json(text: &str) -> Json {
@@ -323,34 +361,54 @@ mod tests {
         Recorded::Call { call: name.to_owned(), arguments: sha256(arguments), result: json(result) }
     }
 
-    #[test]
-    fn what_is_on_record_is_answered_in_order_and_the_rest_is_new() {
-        let mut replay = Replay::new(vec![
+    fn replay(recorded: Vec<Recorded>) -> Replay {
+        Replay::new(Some(Box::new(InMemory(recorded.into()))))
+    }
+
+    #[tokio::test]
+    async fn what_is_on_record_is_answered_in_order_and_the_rest_is_new() {
+        let mut replay = replay(vec![
             update("a", "1", false, 7),
             update("a", "2", true, 8),
             update("a", "3", true, 9),
             call("llm.complete", "x", "\"answer\""),
             Recorded::Log { level: LogLevel::Info, message: "m".to_owned() },
         ]);
-        assert_eq!(replay.update("a", &json("1")), Ok(Some(7)));
-        assert_eq!(replay.call("llm.complete", sha256("x")), Ok(Some(json("\"answer\""))));
-        assert_eq!(replay.log(LogLevel::Info, "m"), Ok(true));
-        assert_eq!(replay.log(LogLevel::Info, "m"), Ok(false));
-        assert_eq!(replay.call("llm.complete", sha256("x")), Ok(None));
+        assert_eq!(replay.update("a", &json("1")).await.unwrap(), Some(7));
+        assert_eq!(replay.call("llm.complete", sha256("x")).await.unwrap(), Some(json("\"answer\"")));
+        assert!(replay.log(LogLevel::Info, "m").await.unwrap());
+        assert!(!replay.log(LogLevel::Info, "m").await.unwrap());
+        assert_eq!(replay.call("llm.complete", sha256("x")).await.unwrap(), None);
     }
 
-    #[test]
-    fn whatever_is_not_on_record_is_a_divergence() {
-        let record = || Replay::new(vec![update("a", "1", false, 7)]);
+    #[tokio::test]
+    async fn whatever_is_not_on_record_is_a_divergence() {
+        let record = || replay(vec![update("a", "1", false, 7)]);
         let expected = "an update on `a`".to_owned();
-        let divergence = |found: &str| Err(Divergence { expected: expected.clone(), found: found.to_owned() });
-        assert_eq!(record().update("a", &json("2")), divergence("another update on `a`").map(|()| None));
-        assert_eq!(record().update("b", &json("1")), divergence("another update on `b`").map(|()| None));
-        assert_eq!(record().log(LogLevel::Info, "1"), divergence("another log line").map(|()| false));
-        assert_eq!(record().call("http.send", sha256("1")), divergence("another call of http.send").map(|()| None));
-        assert!(record().artifact("a", "b/c", b"1").is_err());
-        let mut other = Replay::new(vec![call("http.send", "x", "1")]);
-        assert!(other.call("http.send", sha256("y")).is_err());
+        let check = |error: wasmtime::Error, found: &str| {
+            let divergence = Divergence { expected: expected.clone(), found: found.to_owned() };
+            assert_eq!(error.downcast_ref(), Some(&divergence));
+        };
+        check(record().update("a", &json("2")).await.unwrap_err(), "another update on `a`");
+        check(record().update("b", &json("1")).await.unwrap_err(), "another update on `b`");
+        check(record().log(LogLevel::Info, "1").await.unwrap_err(), "another log line");
+        check(record().call("http.send", sha256("1")).await.unwrap_err(), "another call of http.send");
+        check(record().artifact("a", "b/c", b"1").await.unwrap_err(), "another file `a`");
+        assert!(replay(vec![call("http.send", "x", "1")]).call("http.send", sha256("y")).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_record_that_cannot_be_read_is_no_divergence_and_no_end() {
+        struct Broken;
+        impl Record for Broken {
+            fn next(&mut self) -> BoxFuture<'_, Result<Option<Recorded>, String>> {
+                Box::pin(async { Err("the disk is gone".to_owned()) })
+            }
+        }
+        let mut replay = Replay::new(Some(Box::new(Broken)));
+        for _ in 0..2 {
+            assert!(replay.call("http.send", sha256("x")).await.unwrap_err().is::<Unreadable>());
+        }
     }
 
     #[test]

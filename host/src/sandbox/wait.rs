@@ -60,6 +60,8 @@ pub enum WaitRecord {
     },
     /// The child was cancelled.
     Cancelled,
+    /// There was nothing to wait for: the run was no child then. It can have become one since.
+    NotAChild,
 }
 
 /// A child that a step wants to start.
@@ -111,6 +113,7 @@ mod tests {
                 r#"{"failed":{"code":"c","message":"m"}}"#,
             ),
             (WaitRecord::Cancelled, r#""cancelled""#),
+            (WaitRecord::NotAChild, r#""not_a_child""#),
         ] {
             assert_eq!(serde_json::to_string(&record).unwrap(), text);
             assert_eq!(serde_json::from_str::<WaitRecord>(text).unwrap(), record);

@@ -804,3 +804,23 @@ fn an_attempt_that_is_interrupted_for_ever_is_given_up() {
     let Event::RunFailed { failure, .. } = &play.history.last().unwrap().event else { panic!("{}", play.text()) };
     assert_eq!(failure.code, "interrupted_too_often");
 }
+
+/// Whoever sends a signal again that was taken was once told that the run has ended, and could not know whether the signal
+/// had come before that.
+#[test]
+fn a_signal_that_has_come_is_known_also_after_the_runs_end() {
+    let mut play = Play::started("a", |spec| {
+        spec.signals.push(crate::graph::SignalSpec { name: "go".to_owned(), schema: None });
+    });
+    let signal = |key: u8| Input::Signal {
+        name: "go".to_owned(),
+        payload: payload("1"),
+        key: Some(Digest::from_bytes([key; 32])),
+    };
+    play.tell(signal(1));
+    let seq = play.run.last_seq();
+    play.succeed("a", 1, &[]);
+    assert!(play.run.has_ended());
+    assert_eq!(play.try_tell(signal(1), Dice(0)), Err(Refusal::SignalRepeated(seq)));
+    assert_eq!(play.try_tell(signal(2), Dice(0)), Err(Refusal::Ended(crate::RunStatus::Completed)));
+}
