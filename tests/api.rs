@@ -250,8 +250,8 @@ async fn events_have_the_fields_that_the_description_names() {
     let mut described: std::collections::HashSet<String> = described.keys().cloned().collect();
     // What only workflows show that wait for something or have children.
     let of_waits = ["parent", "woke", "deadline", "pauses", "signal_seq", "child", "child_status", "signal"];
-    // And shadows.
-    for field in of_waits.into_iter().chain(["shadow_of", "live"]) {
+    // And shadows, and what has outlived its retention.
+    for field in of_waits.into_iter().chain(["shadow_of", "live", "expired"]) {
         assert!(described.remove(field), "{field}");
     }
     let undescribed: Vec<&String> = seen.difference(&described).collect();

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use http_body_util::{BodyExt, Empty};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -9,6 +10,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
+use tokio::task::JoinHandle;
 
 use super::wires::{over_http2, parse};
 use super::{frames_of, tenant};
@@ -32,6 +34,14 @@ async fn ask_and_sleep(server: &Server, key: &str, path: &str, accept: &str) -> 
     connection
 }
 
+/// A connection of HTTP/2 whose answers may each have so many bytes on their way.
+async fn with_window(server: &Server, bytes: u32) -> (http2::SendRequest<Empty<Bytes>>, JoinHandle<hyper::Result<()>>) {
+    let stream = TcpStream::connect(address(server)).await.unwrap();
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    let (sender, connection) = builder.initial_stream_window_size(bytes).handshake(TokioIo::new(stream)).await.unwrap();
+    (sender, tokio::spawn(connection))
+}
+
 /// A run whose output is in its last two events: more than the system keeps for a connection whose other end takes
 /// nothing.
 async fn much(server: &Server) -> String {
@@ -50,13 +60,7 @@ async fn a_client_of_http_2_that_opens_no_window_is_disconnected_and_its_room_gi
     let silent = server.request(Method::GET, "/v1/channels/probes/events?correlation=mine");
     let mut silent = super::open(silent).await;
     let started = Instant::now();
-    let stream = TcpStream::connect(address(&server)).await.unwrap();
-    let (mut sender, connection) = http2::Builder::new(TokioExecutor::new())
-        .initial_stream_window_size(0)
-        .handshake::<_, Empty<bytes::Bytes>>(TokioIo::new(stream))
-        .await
-        .unwrap();
-    let connection = tokio::spawn(connection);
+    let (mut sender, connection) = with_window(&server, 0).await;
     let path = format!("/v1/runs/{id}/events");
     let held = sender.send_request(over_http2(&server, &path, Some("Bearer dev"))).await.unwrap();
     assert_eq!(held.status(), 200);
@@ -87,13 +91,7 @@ async fn a_client_of_http_2_that_opens_no_window_is_disconnected_and_its_room_gi
 async fn a_client_of_http_2_that_is_slow_gets_all_of_its_answer() {
     let server = Server::start_with(&["--dev", "--stall-seconds", "1"]);
     let id = much(&server).await;
-    let stream = TcpStream::connect(address(&server)).await.unwrap();
-    let (mut sender, connection) = http2::Builder::new(TokioExecutor::new())
-        .initial_stream_window_size(64 << 10)
-        .handshake::<_, Empty<bytes::Bytes>>(TokioIo::new(stream))
-        .await
-        .unwrap();
-    tokio::spawn(connection);
+    let (mut sender, _connection) = with_window(&server, 64 << 10).await;
     let request = over_http2(&server, &format!("/v1/runs/{id}/events"), Some("Bearer dev"));
     let mut body = sender.send_request(request).await.unwrap().into_body();
     let (started, mut text, mut parts) = (Instant::now(), Vec::new(), 0u32);
@@ -154,12 +152,15 @@ async fn a_tenant_has_so_many_pages_that_it_does_not_take_and_others_have_theirs
         paths.push(format!("/v1/runs/{}/events?kinds=run.completed", run["id"].as_str().unwrap()));
     }
     let [path, rivals] = [&paths[0], &paths[1]];
+    // Over HTTP/2 without a window: sockets would take a page that is not read.
+    let (mut sender, _connection) = with_window(&server, 0).await;
     let mut asleep = Vec::new();
     for _ in 0..32 {
-        let mut connection = ask_and_sleep(&server, &acme, path, "application/json").await;
-        // The page was read and is on its way.
-        connection.read_exact(&mut [0; 64]).await.unwrap();
-        asleep.push(connection);
+        let mut request = over_http2(&server, path, Some(&format!("Bearer {acme}")));
+        request.headers_mut().insert("accept", "application/json".parse().unwrap());
+        let page = sender.send_request(request).await.unwrap();
+        assert_eq!(page.status(), 200);
+        asleep.push(page);
     }
     let one_more = server.request_as(&acme, Method::GET, path).send().await.unwrap();
     assert_eq!(super::header(&one_more, "retry-after"), Some("1"));
@@ -167,7 +168,7 @@ async fn a_tenant_has_so_many_pages_that_it_does_not_take_and_others_have_theirs
     let theirs = server.request_as(&rival, Method::GET, rivals).send().await.unwrap();
     assert_eq!(theirs.json::<Value>().await.unwrap()["data"].as_array().unwrap().len(), 1);
     // What was let go of gives its room back.
-    drop(asleep);
+    drop((asleep, sender));
     eventually("room for a page", || async {
         (server.request_as(&acme, Method::GET, path).send().await.unwrap().status() == 200).then_some(())
     })

@@ -55,6 +55,23 @@ export type Step = components["schemas"]["StepBody"];
 
 const part = encodeURIComponent;
 
+/** What a token shows, and for how long. */
+export interface TokenOptions {
+  /** The only topics whose updates it shows, 1 to 64; else everything. */
+  readonly topics?: readonly string[];
+  /** Whether it shows inputs, outputs and details of failures: by default, only without `topics`. */
+  readonly outputs?: boolean;
+  /** 1 to 3,600; 600 by default. */
+  readonly ttlSeconds?: number;
+}
+
+/** The same for a channel, of which it may show some runs only: those that fit all of these. */
+export interface ChannelTokenOptions extends TokenOptions {
+  readonly run?: string;
+  readonly workflow?: string;
+  readonly correlation?: string;
+}
+
 /** The API of a Stepwell server. */
 export class Stepwell {
   private readonly base: string;
@@ -140,12 +157,12 @@ export class Stepwell {
   }
 
   /** A token that opens the events of a run, for a page. */
-  runToken(id: string, options: { topics?: readonly string[]; ttlSeconds?: number } = {}): Promise<StreamToken> {
+  runToken(id: string, options: TokenOptions = {}): Promise<StreamToken> {
     return this.request("POST", `/v1/runs/${part(id)}/stream-tokens`, tokenBody(options));
   }
 
   /** A token that opens a channel, for a page. */
-  channelToken(name: string, options: { topics?: readonly string[]; ttlSeconds?: number } = {}): Promise<StreamToken> {
+  channelToken(name: string, options: ChannelTokenOptions = {}): Promise<StreamToken> {
     return this.request("POST", `/v1/channels/${part(name)}/stream-tokens`, tokenBody(options));
   }
 
@@ -200,9 +217,10 @@ function queryOf(values: Readonly<Record<string, string | number | undefined>>):
   return text === "" ? "" : `?${text}`;
 }
 
-function tokenBody(options: { topics?: readonly string[]; ttlSeconds?: number }): Json {
+function tokenBody({ topics, ttlSeconds, ...rest }: ChannelTokenOptions): Json {
   const body: Record<string, Json> = {};
-  if (options.topics !== undefined) body["topics"] = [...options.topics];
-  if (options.ttlSeconds !== undefined) body["ttl_seconds"] = options.ttlSeconds;
+  for (const [field, value] of Object.entries(rest)) if (value !== undefined) body[field] = value as Json;
+  if (topics !== undefined) body["topics"] = [...topics];
+  if (ttlSeconds !== undefined) body["ttl_seconds"] = ttlSeconds;
   return body;
 }

@@ -1,4 +1,4 @@
-export { type ClientOptions, type Page, type RerunOptions, type StartOptions, type Step, Stepwell, type StreamToken, type Workflow, type WorkflowVersion } from "./client.js";
+export { type ChannelTokenOptions, type ClientOptions, type Page, type RerunOptions, type StartOptions, type Step, Stepwell, type StreamToken, type TokenOptions, type Workflow, type WorkflowVersion } from "./client.js";
 export { StepwellError } from "./errors.js";
 export { type ChannelEvent, isTerminal, type Json, type Run, type RunEvent, type RunStatus, type WaitReason } from "./events.js";
 export { RunStore, type Snapshot, type Source } from "./store.js";

@@ -91,6 +91,27 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/admin/tenants/{id}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** A tenant, with what it uses. */
+        get: operations["get_admin_tenants_id"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        /**
+         * Changes how long a tenant's runs are kept and what it may use. Holds for whatever comes next; nothing that was accepted
+         *     is undone, but for what is older than a shorter retention.
+         */
+        patch: operations["patch_admin_tenants_id"];
+        trace?: never;
+    };
     "/v1/artifacts": {
         parameters: {
             query?: never;
@@ -151,7 +172,11 @@ export interface paths {
         };
         get?: never;
         put?: never;
-        /** Repeats many runs from the start, those that failed unless the request says otherwise. */
+        /**
+         * Repeats many runs from the start, those that failed unless the request says otherwise. With an `Idempotency-Key` each is
+         *     repeated once, however often the request is sent: what has failed meanwhile is repeated too, but not what this
+         *     request has started.
+         */
         post: operations["post_bulk_rerun"];
         delete?: never;
         options?: never;
@@ -631,6 +656,23 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/usage": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** What this tenant uses, what it may use, and how long its runs are kept. */
+        get: operations["get_usage"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/webhooks": {
         parameters: {
             query?: never;
@@ -914,6 +956,24 @@ export interface paths {
 export type webhooks = Record<string, never>;
 export interface components {
     schemas: {
+        /** @description What a tenant uses, and what it may use. */
+        Account: {
+            /**
+             * Format: int32
+             * @description Days after its end that a run's files, and its values of more than 64 KiB, are deleted; `null` keeps them as long as
+             *     the run.
+             */
+            artifact_retention_days?: number | null;
+            /** @description What it may use. */
+            limits: components["schemas"]["Limits"];
+            /**
+             * Format: int32
+             * @description Days after its end that a run is deleted, with its events and files.
+             */
+            retention_days: number;
+            /** @description What it uses. */
+            usage: components["schemas"]["Usage"];
+        };
         /** @description What a trigger did. */
         ActedBody: {
             /** @description `started`, `signalled`, `filtered` or `failed`. */
@@ -946,6 +1006,8 @@ export interface components {
             attempt: number;
             /** @description When it was stored. */
             created_at: string;
+            /** @description It has outlived its retention: its content is gone. */
+            expired?: boolean;
             /** @description What `GET /v1/artifacts/{id}` takes. */
             id: string;
             /** @description Its media type. */
@@ -988,8 +1050,13 @@ export interface components {
         BulkAnswer: {
             /** @description What became of each, in no order. */
             data: components["schemas"]["BulkEntry"][];
-            /** @description Where it goes on. */
+            /** @description Where it goes on. Runs that were named have no cursor: name those again that are missing in `data`. */
             page: components["schemas"]["PageInfo"];
+            /**
+             * @description Why the request has ended before its last run, where it has: the code of the problem. All that it has done is in
+             *     `data`.
+             */
+            stopped_by?: string | null;
         };
         /** @description Which runs a request for many is about: those that fit all that is given, or those that are named. */
         BulkBody: {
@@ -1030,6 +1097,21 @@ export interface components {
             /** @description For whoever asks later; at most 1 KiB. */
             reason?: string | null;
         };
+        /** @description What changes a tenant. What is left out stays as it is; `null` sets the default. */
+        ChangedTenant: {
+            /**
+             * Format: int32
+             * @description Days after its end that a run's files, and its values of more than 64 KiB, are deleted: at most `retention_days`.
+             */
+            artifact_retention_days?: number | null;
+            /** @description What it may use. */
+            limits?: components["schemas"]["NewLimits"];
+            /**
+             * Format: int32
+             * @description Days after its end that a run is deleted, 1 to 3,650.
+             */
+            retention_days?: number | null;
+        };
         /** @description An event in a channel: an update, a rollback, or the end of a run. */
         ChannelEvent: {
             /** @description When it was decided (RFC 3339). */
@@ -1063,7 +1145,7 @@ export interface components {
             last_seq?: number | null;
             /** @description The step's node, for events of steps and for `run.failed`. */
             node?: string | null;
-            /** @description `run.completed`: the result. */
+            /** @description `run.completed`: the result. Not for tokens without `outputs`. */
             output?: Record<string, never> | null;
             /** @description `step.update`: what was published. */
             payload?: Record<string, never> | null;
@@ -1141,6 +1223,8 @@ export interface components {
             child_status?: string | null;
             /** @description `run.started`: when the run fails if it has not ended by then. */
             deadline?: string | null;
+            /** @description The value had more than 64 KiB and has outlived its retention: `input`, `output` or `payload` is `null`. */
+            expired?: boolean | null;
             failure?: components["schemas"]["FailureBody"] | null;
             /**
              * Format: int32
@@ -1159,7 +1243,7 @@ export interface components {
              * @description `step.completed`, `step.failed`: metered instructions used.
              */
             fuel_used?: number | null;
-            /** @description `run.queued`: the run's input. */
+            /** @description `run.queued`: the run's input. Not for tokens without `outputs`. */
             input?: Record<string, never> | null;
             /** @description Inside fan-outs and loops: the numbers of the item or iteration, from 0, outermost first. */
             items?: number[] | null;
@@ -1190,13 +1274,13 @@ export interface components {
             next_attempt_at?: string | null;
             /** @description The step's node, for events of steps and for `run.failed`. */
             node?: string | null;
-            /** @description `run.completed`, `step.completed`, `step.taken_over`: the result. */
+            /** @description `run.completed`, `step.completed`, `step.taken_over`: the result. Not for tokens without `outputs`. */
             output?: Record<string, never> | null;
             /** @description `run.queued`: the run that started it as a child. */
             parent?: string | null;
             /** @description `step.failed`: the attempts are used up, and the run is paused for an operator. */
             pauses?: boolean | null;
-            /** @description `step.update`: what was published. `signal.received`: what it says. */
+            /** @description `step.update`: what was published. `signal.received`: what it says; not for tokens without `outputs`. */
             payload?: Record<string, never> | null;
             /**
              * @description `run.suspended`, `step.suspended`: what it waits for (`signal`, `child`, `timer`, `retry`, `operator`). `run.cancelled`, `run.paused`: what
@@ -1210,7 +1294,7 @@ export interface components {
              * @description Its number in the run, from 1, without gaps.
              */
             seq: number;
-            /** @description `step.artifact`: SHA-256 of its content. */
+            /** @description `step.artifact`: SHA-256 of its content. With `expired`, of the value. */
             sha256?: string | null;
             /** @description `run.queued`: the run that it shadows. */
             shadow_of?: string | null;
@@ -1223,7 +1307,7 @@ export interface components {
             signal_seq?: number | null;
             /**
              * Format: int64
-             * @description `step.artifact`, `step.call`: bytes of its content, or of its answer.
+             * @description `step.artifact`, `step.call`: bytes of its content, or of its answer. With `expired`, bytes of the value.
              */
             size_bytes?: number | null;
             /** @description `step.update`: the topic. */
@@ -1327,6 +1411,35 @@ export interface components {
             /** @description The node it is about. */
             node?: string | null;
         };
+        /** @description What a tenant may use. */
+        Limits: {
+            /**
+             * Format: int64
+             * @description Bytes of one file.
+             */
+            artifact_bytes: number;
+            /**
+             * Format: int64
+             * @description Bytes of a run's input, and of a signal.
+             */
+            input_bytes: number;
+            /**
+             * Format: int64
+             * @description Bytes of what it has in the journal: events, files, large values, components. Beyond it nothing new is taken
+             *     (`journal_full`).
+             */
+            journal_bytes: number;
+            /**
+             * Format: int64
+             * @description Events of one run. One with more fails (`run_too_long`).
+             */
+            run_events: number;
+            /**
+             * Format: int64
+             * @description Runs that have not ended, whatever they do. Beyond it none is started (`too_many_runs`).
+             */
+            unfinished_runs: number;
+        };
         /**
          * @description What becomes of times at which the host did not run.
          * @enum {string}
@@ -1369,6 +1482,34 @@ export interface components {
             /** @description The key. */
             key: string;
         };
+        /** @description What a tenant may use. What is left out stays as it is; `null` sets the default. */
+        NewLimits: {
+            /**
+             * Format: int64
+             * @description 1 to 16,777,216 (16 MiB), which is the default.
+             */
+            artifact_bytes?: number | null;
+            /**
+             * Format: int64
+             * @description 1 to 4,194,304 (4 MiB), which is the default.
+             */
+            input_bytes?: number | null;
+            /**
+             * Format: int64
+             * @description 1 to 17,592,186,044,416 (16 TiB); 68,719,476,736 (64 GiB) by default.
+             */
+            journal_bytes?: number | null;
+            /**
+             * Format: int64
+             * @description 100 to 10,000,000, which is the default. A run that waits meets another limit when it goes on.
+             */
+            run_events?: number | null;
+            /**
+             * Format: int64
+             * @description 1 to 100,000,000; 1,000,000 by default.
+             */
+            unfinished_runs?: number | null;
+        };
         /** @description A provider. */
         NewProvider: {
             /**
@@ -1409,16 +1550,33 @@ export interface components {
         };
         /** @description What creates a tenant. */
         NewTenant: {
-            /** @description `[a-z0-9-]`, 1 to 40 characters. */
-            id: string;
             /**
              * Format: int32
-             * @description Days after its end that a run is deleted; 30 when it is left out.
+             * @description Days after its end that a run's files, and its values of more than 64 KiB, are deleted: at most `retention_days`. With
+             *     the run when it is left out.
+             */
+            artifact_retention_days?: number | null;
+            /** @description `[a-z0-9-]`, 1 to 40 characters. */
+            id: string;
+            /** @description What it may use; defaults for all that is left out. */
+            limits?: components["schemas"]["NewLimits"];
+            /**
+             * Format: int32
+             * @description Days after its end that a run is deleted, 1 to 3,650; 30 when it is left out.
              */
             retention_days?: number | null;
         };
         /** @description What a token is to permit. */
         NewToken: {
+            /** @description For a channel: only what happens in runs that were started with this `Stepwell-Correlation`. */
+            correlation?: string | null;
+            /**
+             * @description Whether it shows the run's input, outputs of steps and runs, and details of failures. What a topic does not show can
+             *     be in them, so false when there are topics, else true.
+             */
+            outputs?: boolean | null;
+            /** @description For a channel: only what happens in this run. */
+            run?: string | null;
             /** @description Only updates on these topics, at most 64, and what happens to the run and its steps. Without it, everything. */
             topics?: string[] | null;
             /**
@@ -1426,6 +1584,8 @@ export interface components {
              * @description Seconds that it is good for, at most 3,600; 600 when it is left out.
              */
             ttl_seconds?: number | null;
+            /** @description For a channel: only what happens in runs of this workflow. */
+            workflow?: string | null;
         };
         /** @description A trigger to be set up. Which fields it has depends on its kind. */
         NewTrigger: {
@@ -1523,6 +1683,8 @@ export interface components {
                 attempt: number;
                 /** @description When it was stored. */
                 created_at: string;
+                /** @description It has outlived its retention: its content is gone. */
+                expired?: boolean;
                 /** @description What `GET /v1/artifacts/{id}` takes. */
                 id: string;
                 /** @description Its media type. */
@@ -1581,7 +1743,7 @@ export interface components {
                 last_seq?: number | null;
                 /** @description The step's node, for events of steps and for `run.failed`. */
                 node?: string | null;
-                /** @description `run.completed`: the result. */
+                /** @description `run.completed`: the result. Not for tokens without `outputs`. */
                 output?: Record<string, never> | null;
                 /** @description `step.update`: what was published. */
                 payload?: Record<string, never> | null;
@@ -1651,6 +1813,8 @@ export interface components {
                 child_status?: string | null;
                 /** @description `run.started`: when the run fails if it has not ended by then. */
                 deadline?: string | null;
+                /** @description The value had more than 64 KiB and has outlived its retention: `input`, `output` or `payload` is `null`. */
+                expired?: boolean | null;
                 failure?: components["schemas"]["FailureBody"] | null;
                 /**
                  * Format: int32
@@ -1669,7 +1833,7 @@ export interface components {
                  * @description `step.completed`, `step.failed`: metered instructions used.
                  */
                 fuel_used?: number | null;
-                /** @description `run.queued`: the run's input. */
+                /** @description `run.queued`: the run's input. Not for tokens without `outputs`. */
                 input?: Record<string, never> | null;
                 /** @description Inside fan-outs and loops: the numbers of the item or iteration, from 0, outermost first. */
                 items?: number[] | null;
@@ -1700,13 +1864,13 @@ export interface components {
                 next_attempt_at?: string | null;
                 /** @description The step's node, for events of steps and for `run.failed`. */
                 node?: string | null;
-                /** @description `run.completed`, `step.completed`, `step.taken_over`: the result. */
+                /** @description `run.completed`, `step.completed`, `step.taken_over`: the result. Not for tokens without `outputs`. */
                 output?: Record<string, never> | null;
                 /** @description `run.queued`: the run that started it as a child. */
                 parent?: string | null;
                 /** @description `step.failed`: the attempts are used up, and the run is paused for an operator. */
                 pauses?: boolean | null;
-                /** @description `step.update`: what was published. `signal.received`: what it says. */
+                /** @description `step.update`: what was published. `signal.received`: what it says; not for tokens without `outputs`. */
                 payload?: Record<string, never> | null;
                 /**
                  * @description `run.suspended`, `step.suspended`: what it waits for (`signal`, `child`, `timer`, `retry`, `operator`). `run.cancelled`, `run.paused`: what
@@ -1720,7 +1884,7 @@ export interface components {
                  * @description Its number in the run, from 1, without gaps.
                  */
                 seq: number;
-                /** @description `step.artifact`: SHA-256 of its content. */
+                /** @description `step.artifact`: SHA-256 of its content. With `expired`, of the value. */
                 sha256?: string | null;
                 /** @description `run.queued`: the run that it shadows. */
                 shadow_of?: string | null;
@@ -1733,7 +1897,7 @@ export interface components {
                 signal_seq?: number | null;
                 /**
                  * Format: int64
-                 * @description `step.artifact`, `step.call`: bytes of its content, or of its answer.
+                 * @description `step.artifact`, `step.call`: bytes of its content, or of its answer. With `expired`, bytes of the value.
                  */
                 size_bytes?: number | null;
                 /** @description `step.update`: the topic. */
@@ -1830,6 +1994,8 @@ export interface components {
                 created_at: string;
                 /** @description When it ended. */
                 ended_at?: string | null;
+                /** @description Its input or its output had more than 64 KiB and has outlived its retention, so it is not here. */
+                expired?: boolean;
                 /** @description The step that failed. */
                 failed_node?: string | null;
                 failure?: components["schemas"]["FailureBody"] | null;
@@ -1897,7 +2063,7 @@ export interface components {
             data: {
                 /** @description Its name. */
                 name: string;
-                /** @description What it says. */
+                /** @description What it says; `null` when it had more than 64 KiB and has outlived its retention. */
                 payload: Record<string, never>;
                 /** @description When it came. */
                 received_at: string;
@@ -1947,17 +2113,12 @@ export interface components {
         /** @description A list, or a part of one. */
         Page_TenantBody: {
             /** @description The entries. */
-            data: {
+            data: (components["schemas"]["Account"] & {
                 /** @description When it was created. */
                 created_at: string;
                 /** @description Its id. */
                 id: string;
-                /**
-                 * Format: int32
-                 * @description Days after its end that a run is deleted.
-                 */
-                retention_days: number;
-            }[];
+            })[];
             /** @description Where it goes on. */
             page: components["schemas"]["PageInfo"];
         };
@@ -2038,6 +2199,16 @@ export interface components {
             data: {
                 /** @description When it was first set up. */
                 created_at: string;
+                /**
+                 * Format: int64
+                 * @description Deliveries that are given up and kept, at most 10,000.
+                 */
+                dead: number;
+                /**
+                 * Format: int64
+                 * @description Deliveries that were given up and are not kept any more, because there were more: those of the oldest runs.
+                 */
+                dead_dropped: number;
                 /** @description Its name. */
                 name: string;
                 /** @description The ends it is told of. */
@@ -2135,7 +2306,7 @@ export interface components {
         RerunBody: {
             /** @description The node to begin at: results of what does not come after it are taken over. From the start when it is left out. */
             from_step?: string | null;
-            /** @description Another input; the run's own when it is left out. */
+            /** @description Another input, `null` too; the run's own when it is left out. */
             input?: Record<string, never> | null;
             /** @description Another version; the run's own when it is left out. `latest` is the latest. */
             version?: string | null;
@@ -2153,6 +2324,8 @@ export interface components {
             created_at: string;
             /** @description When it ended. */
             ended_at?: string | null;
+            /** @description Its input or its output had more than 64 KiB and has outlived its retention, so it is not here. */
+            expired?: boolean;
             /** @description The step that failed. */
             failed_node?: string | null;
             failure?: components["schemas"]["FailureBody"] | null;
@@ -2363,7 +2536,7 @@ export interface components {
         SignalBody: {
             /** @description Its name. */
             name: string;
-            /** @description What it says. */
+            /** @description What it says; `null` when it had more than 64 KiB and has outlived its retention. */
             payload: Record<string, never>;
             /** @description When it came. */
             received_at: string;
@@ -2423,16 +2596,11 @@ export interface components {
             waits_for?: string;
         };
         /** @description A tenant. */
-        TenantBody: {
+        TenantBody: components["schemas"]["Account"] & {
             /** @description When it was created. */
             created_at: string;
             /** @description Its id. */
             id: string;
-            /**
-             * Format: int32
-             * @description Days after its end that a run is deleted.
-             */
-            retention_days: number;
         };
         /** @description A token. It is shown this once. */
         TokenBody: {
@@ -2493,6 +2661,19 @@ export interface components {
             /** @description A sentence for people. */
             message: string;
         };
+        /** @description What a tenant uses. */
+        Usage: {
+            /**
+             * Format: int64
+             * @description Bytes of what it has in the journal.
+             */
+            journal_bytes: number;
+            /**
+             * Format: int64
+             * @description Runs that have not ended.
+             */
+            unfinished_runs: number;
+        };
         /** @description What there is to say about a graph document. */
         ValidationBody: {
             /** @description All that is wrong with it. */
@@ -2522,6 +2703,16 @@ export interface components {
         Webhook: {
             /** @description When it was first set up. */
             created_at: string;
+            /**
+             * Format: int64
+             * @description Deliveries that are given up and kept, at most 10,000.
+             */
+            dead: number;
+            /**
+             * Format: int64
+             * @description Deliveries that were given up and are not kept any more, because there were more: those of the oldest runs.
+             */
+            dead_dropped: number;
             /** @description Its name. */
             name: string;
             /** @description The ends it is told of. */
@@ -2729,7 +2920,82 @@ export interface operations {
                     "application/json": components["schemas"]["Problem"];
                 };
             };
-            /** @description `invalid_body` */
+            /** @description `invalid_json`, `invalid_body` */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    get_admin_tenants_id: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The tenant's id. */
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["TenantBody"];
+                };
+            };
+            /** @description `unknown_tenant` */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    patch_admin_tenants_id: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The tenant's id. */
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["ChangedTenant"];
+            };
+        };
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["TenantBody"];
+                };
+            };
+            /** @description `unknown_tenant` */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `invalid_json`, `invalid_body` */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -2799,6 +3065,15 @@ export interface operations {
                     "application/json": components["schemas"]["Problem"];
                 };
             };
+            /** @description `artifact_expired`: it has outlived its retention. */
+            410: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
         };
     };
     post_bulk_cancel: {
@@ -2836,7 +3111,10 @@ export interface operations {
     post_bulk_rerun: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description The same key repeats each run once, for 24 hours. */
+                "Idempotency-Key"?: string | null;
+            };
             path?: never;
             cookie?: never;
         };
@@ -2899,7 +3177,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description A page, or with `Accept: text/event-stream` a stream: `id` is the entry's cursor, `event` its kind, `data` the entry. */
+            /** @description A page, or with `Accept: text/event-stream` a stream: `id` is the entry's cursor, `event` its kind, `data` the entry. A frame with an `id` alone says how far the channel was looked at. */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -2953,7 +3231,7 @@ export interface operations {
                     "application/json": components["schemas"]["Problem"];
                 };
             };
-            /** @description `unknown_topic` */
+            /** @description `unknown_topic`, `invalid_correlation`, `too_many` */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -2962,7 +3240,7 @@ export interface operations {
                     "application/json": components["schemas"]["Problem"];
                 };
             };
-            /** @description `too_many_streams` */
+            /** @description `too_many_streams`, `too_many_pages` */
             429: {
                 headers: {
                     [name: string]: unknown;
@@ -3006,7 +3284,7 @@ export interface operations {
                     "application/json": components["schemas"]["Problem"];
                 };
             };
-            /** @description `invalid_json`, `invalid_body`, `invalid_ttl`, `unknown_topic` */
+            /** @description `invalid_json`, `invalid_body`, `invalid_ttl`, `invalid_correlation`, `unknown_topic` */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -3051,6 +3329,15 @@ export interface operations {
                     "application/json": components["schemas"]["Problem"];
                 };
             };
+            /** @description `journal_full`: some triggers may have done their work; send the event again when there is room */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
             /** @description `too_large` */
             413: {
                 headers: {
@@ -3062,6 +3349,15 @@ export interface operations {
             };
             /** @description `invalid_json`, `invalid_body`, `idempotency_mismatch` */
             422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `too_many_runs`: the same */
+            429: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -3200,6 +3496,15 @@ export interface operations {
                     "application/json": components["schemas"]["Problem"];
                 };
             };
+            /** @description `journal_full` */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
             /** @description `unknown_run` */
             404: {
                 headers: {
@@ -3229,6 +3534,15 @@ export interface operations {
             };
             /** @description `expression_failed` (with `field` and `cause`), `invalid_value`, `invalid_input` */
             422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `too_many_runs`, `rate_limited` */
+            429: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -3543,7 +3857,7 @@ export interface operations {
                     "application/json": components["schemas"]["Problem"];
                 };
             };
-            /** @description `unknown_topic`, `unknown_kind` */
+            /** @description `unknown_topic`, `unknown_kind`, `too_many` */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -3552,7 +3866,7 @@ export interface operations {
                     "application/json": components["schemas"]["Problem"];
                 };
             };
-            /** @description `too_many_streams` */
+            /** @description `too_many_streams`, `too_many_pages` */
             429: {
                 headers: {
                     [name: string]: unknown;
@@ -3636,6 +3950,15 @@ export interface operations {
                     "application/json": components["schemas"]["RunBody"];
                 };
             };
+            /** @description `journal_full`: the tenant has as much in the journal as it may (`bytes_max`) */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
             /** @description `unknown_run`, `unknown_version` */
             404: {
                 headers: {
@@ -3654,8 +3977,35 @@ export interface operations {
                     "application/json": components["schemas"]["Problem"];
                 };
             };
+            /** @description `content_expired`: its input, or a result that would be taken over, has outlived its retention */
+            410: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `too_large` */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
             /** @description `unknown_step`, `step_did_not_run`, `step_in_scope` (with `opener`), `invalid_input`, `invalid_body`, `idempotency_mismatch` */
             422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `too_many_runs` */
+            429: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -3771,6 +4121,15 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["SignalledBody"];
+                };
+            };
+            /** @description `journal_full`: the tenant has so much in the journal that its steps are not run */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
                 };
             };
             /** @description `unknown_run` */
@@ -4228,6 +4587,25 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    get_usage: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Account"];
                 };
             };
         };
@@ -4715,6 +5093,15 @@ export interface operations {
                     "application/json": components["schemas"]["RunBody"];
                 };
             };
+            /** @description `journal_full`: the tenant has as much in the journal as it may (`bytes_max`) */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
             /** @description `unknown_workflow`, `unknown_version` */
             404: {
                 headers: {
@@ -4742,7 +5129,7 @@ export interface operations {
                     "application/json": components["schemas"]["Problem"];
                 };
             };
-            /** @description `rate_limited`: by the workflow's flow control; `Retry-After` says for how long */
+            /** @description `rate_limited`: by the workflow's flow control; `Retry-After` says for how long. `too_many_runs`: the tenant has as many that have not ended as it may (`runs_max`) */
             429: {
                 headers: {
                     [name: string]: unknown;
@@ -4992,6 +5379,15 @@ export interface operations {
             };
             /** @description `invalid_query` */
             400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `journal_full`: the tenant has as much in the journal as it may (`bytes_max`) */
+            403: {
                 headers: {
                     [name: string]: unknown;
                 };

@@ -106,6 +106,30 @@ describe("a subscription", () => {
     expect(given).toBe(2);
   });
 
+  it("is shown what its token shows, and no more", async () => {
+    const run = await server.client.start("waits", [{ publish: "shown" }]);
+    const bodies = async (options: { topics?: string[]; outputs?: boolean }): Promise<[boolean, boolean]> => {
+      const { token } = await server.client.runToken(run.id, options);
+      const events = await collect(new Stepwell({ url: server.url, credential: token }).subscribe(run.id));
+      return [events.some((event) => event.output !== undefined), events.some((event) => event.payload === "shown")];
+    };
+    expect(await bodies({})).toEqual([true, true]);
+    expect(await bodies({ topics: ["update"] })).toEqual([false, true]);
+    expect(await bodies({ topics: ["update"], outputs: true })).toEqual([true, true]);
+    expect(await bodies({ outputs: false })).toEqual([false, true]);
+
+    const other = await server.client.start("waits", []);
+    const { token } = await server.client.channelToken("waits", { run: run.id, workflow: "waits" });
+    const seen = new Set<string>();
+    const stop = new AbortController();
+    for await (const entry of new Stepwell({ url: server.url, credential: token }).subscribeChannel("waits", { after: 0, signal: stop.signal })) {
+      seen.add(entry.run);
+      if (entry.kind === "run.completed") break;
+    }
+    expect([...seen]).toEqual([run.id]);
+    expect(seen.has(other.id)).toBe(false);
+  });
+
   it("ends with what will not go away, and when it is told to", async () => {
     const refused = async (events: AsyncIterable<unknown>): Promise<string> => {
       try {

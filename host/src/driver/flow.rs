@@ -46,6 +46,8 @@ pub(super) struct Flow {
     journal: Arc<RedbJournal>,
     state: Mutex<State>,
     changed: Notify,
+    /// Held over a write of settings, so that memory and disk see them in the same order.
+    pub(super) configuring: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug, Default)]
@@ -181,7 +183,12 @@ impl Drop for SlotWait {
 
 impl Flow {
     pub(super) fn new(journal: Arc<RedbJournal>) -> Arc<Self> {
-        Arc::new(Self { journal, state: Mutex::default(), changed: Notify::new() })
+        Arc::new(Self {
+            journal,
+            state: Mutex::default(),
+            changed: Notify::new(),
+            configuring: tokio::sync::Mutex::default(),
+        })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -405,6 +405,7 @@ impl Driver {
         let (shared, tenant, workflow, control) =
             (Arc::clone(&self.shared), tenant.clone(), workflow.clone(), control.cloned());
         whole(async move {
+            let _configuring = shared.flow.configuring.lock().await;
             match &control {
                 Some(control) => shared.journal.put_flow_control(&tenant, &workflow, control).await?,
                 None => drop(shared.journal.delete_flow_control(&tenant, &workflow).await?),

@@ -24,8 +24,8 @@ const READ_BYTES: usize = 1 << 20;
 /// Stored bytes that hold one event: its record may be long, and is read whole in any case.
 const ONE_EVENT: usize = 1;
 
-/// Calls of a run that its shadow can be answered: some megabytes while the shadow is in memory. Later ones are like those that
-/// are not on record.
+/// Calls of a run that its shadow can be answered: some megabytes while the shadow is in memory. Of later ones it is not known
+/// whether they are on record, so no shadow sends them.
 const CALLS_MAX: usize = 20_000;
 
 impl Driver {
@@ -116,24 +116,25 @@ impl Shadowing {
             let read = tokio::task::spawn_blocking(move || Recording::read(&*journal, &of));
             read.await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
         });
-        let found = recording.await.map_err(failed)?.find(step, attempt, call, arguments, nth);
-        match found {
+        let recording = recording.await.map_err(failed)?;
+        match recording.find(step, attempt, call, arguments, nth) {
             Some(seq) => {
                 let of = self.of.clone();
                 let read = tokio::task::spawn_blocking(move || answer_at(&journal, &of, seq));
                 let answer = read.await.map_err(|error| failed(error.to_string()))?.map_err(failed)?;
                 Ok(answer.map_or(StandIn::Nothing, StandIn::Answer))
             }
-            None => Ok(if self.may_make(call) { StandIn::Make } else { StandIn::Nothing }),
+            None => Ok(if self.may_make(call, recording.is_whole) { StandIn::Make } else { StandIn::Nothing }),
         }
     }
 
-    /// Whether a call is made that is not on record.
-    fn may_make(&self, call: &str) -> bool {
+    /// Whether a call is made that was not found on record, of which that is all there is or not.
+    fn may_make(&self, call: &str, is_whole: bool) -> bool {
         match call {
             // Nobody outside notices.
             "clock.now-ms" | "wait.sleep" => true,
-            "http.send" | "llm.complete" => self.live,
+            // What was not found in a part of the record may have been sent by the run, and would be sent twice.
+            "http.send" | "llm.complete" => self.live && is_whole,
             // A shadow has no children, and nobody knows that it waits.
             _ => false,
         }
@@ -158,6 +159,8 @@ fn answer_at(journal: &RedbJournal, of: &RunKey, seq: Seq) -> Result<Option<Json
 struct Recording {
     /// How many there are.
     count: usize,
+    /// Whether these are all: the run was read to its end, and none was left out.
+    is_whole: bool,
     /// By step and attempt.
     attempts: HashMap<(StepId, u32), Calls>,
     /// The last attempt of each step.
@@ -168,7 +171,8 @@ struct Recording {
 type Calls = HashMap<(String, Digest), Vec<Seq>>;
 
 impl Recording {
-    /// Reads a run's events, as far as a run may go that is shadowed. Of a run that is deleted there is nothing.
+    /// Reads a run's events, as far as a run may go that is shadowed. Of a run that is deleted there is nothing, and of one that
+    /// is being deleted a part.
     fn read(journal: &impl Journal, of: &RunKey) -> Result<Self, JournalError> {
         let mut recording = Self::default();
         let mut waiting: HashMap<StepId, WaitingCall> = HashMap::new();
@@ -200,6 +204,8 @@ impl Recording {
                     self.note(step, attempt, call, arguments, seq);
                 }
             }
+            // The run has ended, and everything before was seen: a page never leaves a gap.
+            Event::RunCompleted { .. } | Event::RunFailed { .. } => self.is_whole = self.count < CALLS_MAX,
             _ => {}
         }
     }
@@ -226,7 +232,7 @@ impl Recording {
 #[cfg(test)]
 mod tests {
     use stepwell_core::event::{SuspendReason, Woke};
-    use stepwell_core::{NodeId, Payload};
+    use stepwell_core::{NodeId, Payload, RunId};
 
     use super::*;
 
@@ -241,6 +247,37 @@ mod tests {
     fn call(step: &StepId, attempt: u32, arguments: u8) -> Event {
         let (call, result) = ("http.send".to_owned(), Payload::Inline(Json::null()));
         Event::StepCall { step: step.clone(), attempt, call, arguments: digest(arguments), result, child: None }
+    }
+
+    /// A live shadow of a run that was deleted meanwhile, or had too many calls, would otherwise send again what is on record.
+    #[test]
+    fn a_live_shadow_sends_what_is_not_on_record_only_where_the_record_is_whole() {
+        let a = step("a", &[]);
+        let ended = || Event::RunCompleted { output: Payload::Inline(Json::null()) };
+        let read = |calls: usize, events: Vec<Event>| {
+            let (mut recording, mut waiting) = (Recording::default(), HashMap::new());
+            recording.see(1, Event::StepStarted { step: a.clone(), attempt: 1 }, &mut waiting);
+            for (seq, event) in (2..).zip((0..calls).map(|_| call(&a, 1, 1)).chain(events)) {
+                recording.see(seq, event, &mut waiting);
+            }
+            recording.is_whole
+        };
+        assert!(read(3, vec![ended()]));
+        assert!(!read(3, Vec::new()), "its end is not there");
+        assert!(!read(CALLS_MAX + 1, vec![ended()]), "some were left out");
+        assert!(!Recording::default().is_whole, "nothing is left of it");
+
+        let of = RunKey { tenant: "t".parse().unwrap(), run: RunId::from_bytes([1; 16]) };
+        let shadow = |live| Shadowing { of: of.clone(), live, recording: OnceCell::new() };
+        for outside in ["http.send", "llm.complete"] {
+            assert!(shadow(true).may_make(outside, true));
+            assert!(!shadow(true).may_make(outside, false), "{outside}");
+            assert!(!shadow(false).may_make(outside, true) && !shadow(false).may_make(outside, false), "{outside}");
+        }
+        for never in ["children.start", "children.await", "wait.signal", "something.new"] {
+            assert!(!shadow(true).may_make(never, true), "{never}");
+        }
+        assert!(shadow(false).may_make("clock.now-ms", false) && shadow(false).may_make("wait.sleep", false));
     }
 
     #[test]
