@@ -156,6 +156,29 @@ async fn a_throttle_spreads_starts_through_a_crash_and_lets_a_cancelled_run_go()
     assert_eq!(key(&server, "").await["queued"], 0);
 }
 
+/// Turns were taken when a start was granted: those who then waited for room all started at once when there was some.
+#[tokio::test]
+async fn a_throttle_holds_for_starts_that_something_else_has_held_up() {
+    let server = Server::start_with(&["--dev", "--active-runs", "1"]);
+    server.deploy("waits", "stepwell_waits").await;
+    server.deploy("probe", "stepwell_probe").await;
+    set(&server, json!({ "throttle": { "limit": 4, "period_seconds": 1, "burst": 1 } })).await;
+    let blocker = server.start_run("probe", json!({ "busy_ms": 500, "updates": 1 })).await;
+    server.run_when(&blocker, |run| run["status"] == "running").await;
+    let mut runs = Vec::new();
+    for _ in 0..5 {
+        runs.push(server.start_run("waits", json!([])).await);
+    }
+    completed(&server, &[blocker]).await;
+    completed(&server, &runs).await;
+    let mut started = Vec::new();
+    for id in &runs {
+        started.push(at(&server, id, "run.started").await);
+    }
+    started.sort_unstable();
+    assert!(started.windows(2).all(|pair| pair[1] - pair[0] >= 249), "{started:?}");
+}
+
 #[tokio::test]
 async fn a_rate_limit_refuses_by_key_and_not_what_was_accepted_before() {
     let limit = json!({ "key": ".[0].publish", "rate_limit": { "limit": 2, "period_seconds": 60 } });

@@ -49,6 +49,13 @@ impl Permits {
         Some(Permit { _tenant: tenant, _all: self.all.clone().try_acquire_owned().ok()? })
     }
 
+    /// A permit, if there is one at once and the tenant has fewer than are left. So there is always one for whoever has
+    /// none, however many tenants take all they can and keep it.
+    pub(crate) fn try_acquire_fairly(&self, tenant: &TenantId) -> Option<Permit> {
+        let held = self.per_tenant - self.tenant(tenant).available_permits().min(self.per_tenant);
+        if held < self.free() { self.try_acquire(tenant) } else { None }
+    }
+
     /// Whether there is a permit at once.
     pub(crate) fn has_room(&self, tenant: &TenantId) -> bool {
         self.all.available_permits() > 0 && self.tenant(tenant).available_permits() > 0
@@ -82,5 +89,19 @@ mod tests {
         drop(held);
         waiting.await;
         assert_eq!(permits.free(), 4);
+    }
+
+    #[test]
+    fn there_is_always_one_for_whoever_has_none() {
+        let permits = Permits::new(100, 25);
+        let mut held = Vec::new();
+        for number in 0..20 {
+            let tenant: TenantId = format!("t-{number}").parse().unwrap();
+            let of_tenant: Vec<Permit> = std::iter::from_fn(|| permits.try_acquire_fairly(&tenant)).collect();
+            assert!(!of_tenant.is_empty() || permits.free() == 0, "{number}");
+            assert!(number > 4 || !of_tenant.is_empty());
+            held.extend(of_tenant);
+        }
+        assert!(held.len() > 95);
     }
 }

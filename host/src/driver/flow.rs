@@ -29,6 +29,10 @@ use crate::journal::{JournalError, RedbJournal, error_chain};
 
 /// The longest until the next look at what waits for its time, so that a clock that is set forward is noticed.
 const LOOK_MAX: Duration = Duration::from_secs(30);
+/// How long a run gets no start that has given one back.
+const RETURNED_MS: u64 = 500;
+/// Queues that are looked at in one go.
+const BREATH: usize = 32;
 /// The wait after the journal could not be read: it may pass.
 const TROUBLE_WAIT: Duration = Duration::from_secs(1);
 /// Runs at the head of a queue that are looked at for one that may start: those before it wait to be replaced, or were
@@ -68,11 +72,16 @@ struct Key {
     throttle: Option<Pace>,
     /// Where the throttle stands, starts that were granted included.
     mark: Option<Mark>,
+    /// Where it stands for those that were made. A grant may have waited for room for long.
+    started: Option<Mark>,
     executing: u32,
     /// Started runs that wait for a slot, the first of them first.
     waiting: BTreeMap<Place, oneshot::Sender<Slot>>,
     /// Runs that were granted a start and have not made it.
     granted: HashSet<RunId>,
+    /// Runs that have given a start back, and until when they get none: one that cannot be taken up must not keep others
+    /// from theirs.
+    returned: HashMap<RunId, Timestamp>,
     timer: Option<Timestamp>,
     /// Whether there was something in the queue when it was last looked at.
     has_queue: bool,
@@ -123,9 +132,28 @@ pub(super) struct Grant {
     run: RunId,
     slot: Option<Slot>,
     throttle: Option<(Mark, Pace)>,
+    /// Whether the run is to wait a moment when it gives this back: it could not be taken up.
+    is_unwanted: bool,
 }
 
 impl Grant {
+    /// Whether the start may be made now, when there is room for the run. It takes its turn in the pace here: it may have waited
+    /// for room for long, and so may others.
+    pub(super) fn begin(&mut self, now: Timestamp) -> bool {
+        let Some((_, pace)) = self.throttle else { return true };
+        let mut state = self.flow.state();
+        let Some(key) = state.keys.get_mut(&self.id) else { return true }; // never: it has a slot of it
+        let begun = pace.take(key.started, now);
+        if let Ok(mark) = begun {
+            key.started = Some(mark);
+        }
+        key.mark = key.mark.max(key.started);
+        drop(state);
+        self.throttle = begun.ok().map(|mark| (mark, pace));
+        self.is_unwanted = self.throttle.is_some(); // else the pace says when it is its turn again
+        self.throttle.is_some()
+    }
+
     /// Where the throttle stands after the start.
     pub(super) fn mark(&self) -> Option<Mark> {
         self.throttle.map(|(mark, _)| mark)
@@ -133,7 +161,7 @@ impl Grant {
 
     /// The run has started, and that is on disk.
     pub(super) fn used(mut self) -> Option<Slot> {
-        self.throttle = None;
+        (self.throttle, self.is_unwanted) = (None, false);
         self.slot.take()
     }
 }
@@ -143,6 +171,9 @@ impl Drop for Grant {
         let mut state = self.flow.state();
         if let Some(key) = state.keys.get_mut(&self.id) {
             key.granted.remove(&self.run);
+            if self.is_unwanted {
+                key.returned.insert(self.run, clock::now().plus_millis(RETURNED_MS));
+            }
             if let Some((_, pace)) = self.throttle {
                 key.mark = key.mark.map(|mark| pace.give_back(mark));
             }
@@ -210,6 +241,7 @@ impl Flow {
         if !key.is_known {
             let control = self.journal.flow_control(&id.tenant, &id.workflow)?;
             key.mark = self.journal.flow_count(id)?.and_then(|count| count.throttle);
+            key.started = key.mark;
             key.set(control);
         }
         Ok(())
@@ -249,7 +281,7 @@ impl Flow {
         key.mark = throttle.map(|(mark, _)| mark).or(key.mark);
         key.granted.insert(run);
         let slot = Some(self.slot(key, id));
-        Ok(Grant { flow: Arc::clone(self), id: id.clone(), run, slot, throttle })
+        Ok(Grant { flow: Arc::clone(self), id: id.clone(), run, slot, throttle, is_unwanted: true })
     }
 
     fn slot(self: &Arc<Self>, key: &mut Key, id: &FlowId) -> Slot {
@@ -340,10 +372,15 @@ impl Flow {
         let before = key.timer.take();
         key.has_queue = !heads.is_empty();
         let not_before = heads.iter().filter_map(|head| head.not_before).filter(|at| *at > now).min();
+        key.returned.retain(|_, until| *until > now);
         key.timer = not_before;
         let due = heads.iter().filter(|head| head.not_before.is_none_or(|at| at <= now));
         for head in due {
             if key.granted.contains(&head.run) {
+                continue;
+            }
+            if let Some(until) = key.returned.get(&head.run) {
+                key.timer = Some(key.timer.map_or(*until, |timer| timer.min(*until)));
                 continue;
             }
             match self.grant(key, id, head.run, now) {
@@ -431,7 +468,10 @@ pub(super) async fn dispatch(shared: Arc<Shared>) {
     let mut forgotten = None;
     while !shared.stopping.is_cancelled() {
         let mut failed = false;
-        for id in shared.flow.take_dirty(clock::now()) {
+        for (number, id) in shared.flow.take_dirty(clock::now()).into_iter().enumerate() {
+            if number % BREATH == BREATH - 1 {
+                tokio::task::yield_now().await; // there may be very many, and others on this thread
+            }
             match shared.flow.advance(&id) {
                 Ok(grants) => grants.into_iter().for_each(|grant| tell(&shared, grant)),
                 Err(error) => {

@@ -263,6 +263,7 @@ impl Driver {
     /// started meanwhile. Returns how many had something to do.
     pub async fn recover(&self) -> Result<usize, JournalError> {
         self.shared.loops.spawn(timers::wake_waiting(Arc::clone(&self.shared)));
+        self.shared.loops.spawn(timers::look_again(Arc::clone(&self.shared)));
         self.shared.loops.spawn(flow::dispatch(Arc::clone(&self.shared)));
         let mut count = 0;
         let mut after = None;
@@ -470,12 +471,7 @@ impl Shared {
         let messages = messages.ok_or(StartError::Stopping)?; // never: the id is new
         self.spawn_loop(key.clone(), inbox, messages, new);
         match answer.await.map_err(|_| StartError::Stopping)?? {
-            Created::New { superseded } => {
-                if let Some(superseded) = superseded {
-                    self.supersede(&key.tenant, superseded, key.run);
-                }
-                Ok(Started { run: key.run, replayed: false })
-            }
+            Created::New { .. } => Ok(Started { run: key.run, replayed: false }),
             Created::Existing(run) => Ok(Started { run, replayed: true }),
         }
     }

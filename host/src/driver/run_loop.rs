@@ -414,7 +414,7 @@ impl RunLoop {
                     this.room =
                         if may_start { shared.room_of(shadow_of.is_some()).try_acquire(&key.tenant) } else { None };
                     // With room at hand the first steps are due in the same write.
-                    if this.room.is_some() { this.decide(Input::Start, None) } else { Ok(()) }
+                    if this.room.is_some() && this.may_begin() { this.decide(Input::Start, None) } else { Ok(()) }
                 });
                 if let Err(refusal) = queued {
                     tracing::error!(run = %key, %refusal, "a new run was refused"); // the core refuses no first event
@@ -429,6 +429,10 @@ impl RunLoop {
                 let created = shared.journal.create(key, batch, idempotency).await;
                 this.durable = last_seq;
                 let is_new = matches!(created, Ok(Created::New { .. }));
+                // Here, where no client can hang up: the run whose place this one takes would wait for nothing.
+                if let Ok(Created::New { superseded: Some(superseded) }) = &created {
+                    shared.supersede(&key.tenant, *superseded, key.run);
+                }
                 if is_new {
                     this.flow_recorded();
                 }
@@ -588,7 +592,7 @@ impl RunLoop {
                     self.room = Some(permit);
                     self.woken = None;
                     self.look = true;
-                    if self.run.status() == Some(RunStatus::Queued) {
+                    if self.run.status() == Some(RunStatus::Queued) && self.may_begin() {
                         self.expect(Input::Start, None);
                     }
                 }
@@ -1099,6 +1103,16 @@ impl RunLoop {
         }
         self.grant = Some(grant);
         self.look = true;
+    }
+
+    /// Whether a run with room may start at this moment: others with the same key may have started since it was granted
+    /// that. Then it goes back to the queue.
+    fn may_begin(&mut self) -> bool {
+        let may = self.grant.as_mut().is_none_or(|grant| grant.begin(clock::now()));
+        if !may {
+            (self.grant, self.room) = (None, None);
+        }
+        may
     }
 
     /// A later run has taken this one's place, unless it has started.

@@ -6,11 +6,11 @@
 //! Keeps: a timer fires late rather than never. What has come due while the host was down is first in the list. A tenant
 //! whose timers are due by the thousands holds up its own only.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use stepwell_core::{RunKey, RunStatus, Timestamp};
-use tokio::time::Instant;
+use stepwell_core::{RunKey, RunStatus, TenantId, Timestamp};
 
 use super::Shared;
 use super::run_loop::Message;
@@ -36,21 +36,28 @@ const UNFINISHED_PAGE: usize = 1_000;
 
 /// Takes up runs whose time has come, until the host stops.
 pub(super) async fn wake_waiting(shared: Arc<Shared>) {
-    let mut again_at = Instant::now() + AGAIN;
     while !shared.stopping.is_cancelled() {
         let pause = wake_due(&shared).await.unwrap_or_else(|error| {
             tracing::error!(error = error_chain(&error), "the runs to be woken could not be read");
             LOOK
         });
-        if again_at.elapsed() > Duration::ZERO {
-            again_at = Instant::now() + AGAIN;
-            if let Err(error) = take_up_lost(&shared).await {
-                tracing::error!(error = error_chain(&error), "the unfinished runs could not be read");
-            }
-        }
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             () = shared.stopping.cancelled() => return,
+        }
+    }
+}
+
+/// Looks now and then for runs that no loop drives, until the host stops. Not where timers are: it waits for memory, and they
+/// must not.
+pub(super) async fn look_again(shared: Arc<Shared>) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(AGAIN) => {}
+            () = shared.stopping.cancelled() => return,
+        }
+        if let Err(error) = take_up_lost(&shared).await {
+            tracing::error!(error = error_chain(&error), "the unfinished runs could not be read");
         }
     }
 }
@@ -59,6 +66,7 @@ pub(super) async fn wake_waiting(shared: Arc<Shared>) {
 /// is.
 async fn wake_due(shared: &Arc<Shared>) -> Result<Duration, JournalError> {
     let mut after: Option<(Timestamp, RunKey)> = None;
+    let mut full: HashSet<TenantId> = HashSet::new();
     loop {
         let now = clock::now();
         let found = shared.journal.wakes(after.as_ref(), now.plus_millis(LOOK.as_millis() as u64), PAGE)?;
@@ -69,10 +77,14 @@ async fn wake_due(shared: &Arc<Shared>) -> Result<Duration, JournalError> {
                 return Ok(Duration::from_millis(at.millis_since(now)).min(LOOK));
             }
             // A loop that is there keeps its own time.
-            if !shared.registry.has(&key)
-                && let Some(permit) = shared.woken.try_acquire(&key.tenant)
-                && let Some(inbox) = shared.inbox_of(&key)
-            {
+            if full.contains(&key.tenant) || shared.registry.has(&key) {
+                continue;
+            }
+            let Some(permit) = shared.woken.try_acquire_fairly(&key.tenant) else {
+                full.insert(key.tenant);
+                continue;
+            };
+            if let Some(inbox) = shared.inbox_of(&key) {
                 drop(inbox.send(Message::Woken(permit)));
             }
         }
