@@ -69,6 +69,8 @@ impl Server {
             .env("STEPWELL_LOG", "warn")
             // What one tenant may publish is a rule and not a limit of the machine.
             .env("STEPWELL_UPDATES_PER_SECOND", "1000000")
+            // Nor how many streams it may have: there is one tenant here.
+            .env("STEPWELL_STREAMS_PER_TENANT", "40000")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .kill_on_drop(true) // when it does not even start
