@@ -136,8 +136,11 @@ describe("examples/live, with the browser's own EventSource", () => {
     await page.getByText("live", { exact: true }).waitFor();
     await isUnderWay(run.id);
     await server.kill();
-    await page.getByText("connecting again").waitFor();
-    await server.up();
+    try {
+      await page.getByText("connecting again").waitFor();
+    } finally {
+      await server.up(); // the tests that follow need it
+    }
     await agrees(page, run.id);
   });
 
@@ -298,6 +301,7 @@ describe("the client, in a browser of another origin", () => {
       expect(kept).toBeGreaterThan(5);
       await page.addScriptTag({ content: bundle });
       const following = followed(page, proxy.url, token, run.id);
+      following.catch(() => undefined); // awaited below; when something else fails first, that is what is told
       const more = async (): Promise<void> => {
         const { length } = await seenBy(page);
         await eventually("more events", async () => ((await seenBy(page)).length > Math.max(length, kept) ? true : undefined));
@@ -309,8 +313,11 @@ describe("the client, in a browser of another origin", () => {
       await isUnderWay(run.id);
       const died = proxy.died;
       await server.kill();
-      await eventually("the stream to die", () => (proxy.died > died ? true : undefined));
-      await server.up();
+      try {
+        await eventually("the stream to die", () => (proxy.died > died ? true : undefined));
+      } finally {
+        await server.up(); // the tests that follow need it
+      }
       await following;
       const seen = await seenBy(page);
       proxy.close();

@@ -22,7 +22,10 @@ export class Proxy {
   /** Those of them that asked for a stream of events, and for a page of them. */
   streams = 0;
   pages = 0;
-  /** Of both, those that the other side left or the proxy cut before the server ended them, or that were not let through. */
+  /**
+   * Of both, those that the other side left or the proxy cut before the server ended them, or that were not let through. A
+   * browser asks first whether it may ask (CORS), for each page again: when the server goes between two pages, that is what dies.
+   */
   died = 0;
   /** Lets nobody through. */
   private isDown = false;
@@ -37,9 +40,9 @@ export class Proxy {
     const server = createServer((incoming, answer) => {
       proxy.connections += 1;
       const isStream = incoming.headers.accept?.includes("text/event-stream") === true;
-      const isEvents = incoming.method === "GET" && /\/events(\?|$)/.test(incoming.url ?? "");
+      const isEvents = /\/events(\?|$)/.test(incoming.url ?? "");
       if (isStream) proxy.streams += 1;
-      else if (isEvents) proxy.pages += 1;
+      else if (isEvents && incoming.method === "GET") proxy.pages += 1;
       if (proxy.isDown) {
         if (isEvents) proxy.died += 1;
         return void answer.destroy();
