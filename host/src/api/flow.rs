@@ -5,8 +5,8 @@ use axum::body::Body;
 use axum::extract::{Query, State};
 use axum::http::{HeaderMap, StatusCode};
 use serde::{Deserialize, Serialize};
+use stepwell_core::Digest;
 use stepwell_core::flow::{Debounce, FlowControl, Pace};
-use stepwell_core::{Digest, WorkflowName};
 use utoipa::{IntoParams, ToSchema};
 
 use super::App;
@@ -122,15 +122,6 @@ impl FlowControlBody {
     }
 }
 
-/// The workflow, if the tenant has it.
-fn known(app: &App, tenant: &Tenant, name: &str) -> Result<WorkflowName, Problem> {
-    let name = workflows::name(name)?;
-    match app.journal.workflow(&tenant.0, &name)? {
-        Some(_) => Ok(name),
-        None => Err(Problem::not_found("unknown_workflow", format!("there is no workflow `{name}`"))),
-    }
-}
-
 /// A workflow's flow control. Empty when its runs go without limits.
 #[utoipa::path(get, path = "/v1/workflows/{name}/flow-control", tag = "workflows",
     params(("name" = String, Path, description = "The workflow's name.")),
@@ -140,7 +131,7 @@ pub(super) async fn get(
     tenant: Tenant,
     Segments(name): Segments<String>,
 ) -> Result<Answer<FlowControlBody>, Problem> {
-    let name = known(&app, &tenant, &name)?;
+    let name = workflows::known(&app, &tenant, &name)?;
     let control = app.driver.flow_control(&tenant.0, &name)?.unwrap_or_default();
     Ok(Answer(FlowControlBody::of(control)))
 }
@@ -163,7 +154,7 @@ pub(super) async fn put(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Answer<FlowControlBody>, Problem> {
-    let name = known(&app, &tenant, &name)?;
+    let name = workflows::known(&app, &tenant, &name)?;
     let body = problem::body(&headers, body, SMALL_BYTES_MAX).await?;
     let control = problem::parse::<FlowControlBody>(&body)?.read();
     if let Err((field, rule)) = control.check() {
@@ -191,7 +182,7 @@ pub(super) async fn delete(
     tenant: Tenant,
     Segments(name): Segments<String>,
 ) -> Result<StatusCode, Problem> {
-    let name = known(&app, &tenant, &name)?;
+    let name = workflows::known(&app, &tenant, &name)?;
     app.driver.set_flow_control(&tenant.0, &name, None).await?;
     tracing::info!(tenant = %tenant.0, workflow = %name, "flow control deleted");
     Ok(StatusCode::NO_CONTENT)
@@ -222,7 +213,7 @@ pub(super) async fn keys(
     Segments(name): Segments<String>,
     asked: Result<Query<KeysQuery>, axum::extract::rejection::QueryRejection>,
 ) -> Result<Answer<Page<FlowKeyBody>>, Problem> {
-    let name = known(&app, &tenant, &name)?;
+    let name = workflows::known(&app, &tenant, &name)?;
     let KeysQuery { cursor, limit } = runs::query(asked)?;
     let limit = runs::limit(limit, KEYS_DEFAULT, runs::LIMIT_MAX)?;
     let found = app.driver.flow_keys(&tenant.0, &name, cursor, limit)?;

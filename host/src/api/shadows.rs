@@ -5,7 +5,7 @@ use axum::body::Body;
 use axum::extract::{Query, State};
 use axum::http::{HeaderMap, StatusCode};
 use serde::{Deserialize, Serialize};
-use stepwell_core::{Digest, RunId, RunKey, WorkflowName};
+use stepwell_core::{Digest, RunId, RunKey};
 use utoipa::{IntoParams, ToSchema};
 
 use super::App;
@@ -74,13 +74,6 @@ fn no_shadow() -> Problem {
     Problem::not_found("no_shadow", "nothing of this workflow is shadowed")
 }
 
-/// A workflow of the tenant, by what a path says.
-fn known(app: &App, tenant: &Tenant, text: &str) -> Result<WorkflowName, Problem> {
-    let name = workflows::name(text)?;
-    app.journal.workflow(&tenant.0, &name)?.ok_or_else(workflows::unknown_workflow)?;
-    Ok(name)
-}
-
 /// A share in percent as a number of parts.
 fn parts_of(share: f64) -> Result<u32, Problem> {
     let invalid = || {
@@ -113,7 +106,7 @@ pub(super) async fn put(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Answer<ShadowBody>, Problem> {
-    let workflow = known(&app, &tenant, &text)?;
+    let workflow = workflows::known(&app, &tenant, &text)?;
     let body = problem::body(&headers, body, SMALL_BYTES_MAX).await?;
     let NewShadow { version, share, outbound } = problem::parse(&body)?;
     let parts = parts_of(share)?;
@@ -138,7 +131,7 @@ pub(super) async fn get(
     tenant: Tenant,
     Segments(text): Segments<String>,
 ) -> Result<Answer<ShadowBody>, Problem> {
-    let workflow = known(&app, &tenant, &text)?;
+    let workflow = workflows::known(&app, &tenant, &text)?;
     Ok(Answer(app.journal.shadow(&tenant.0, &workflow)?.ok_or_else(no_shadow)?.into()))
 }
 
@@ -154,7 +147,7 @@ pub(super) async fn delete(
     tenant: Tenant,
     Segments(text): Segments<String>,
 ) -> Result<StatusCode, Problem> {
-    let workflow = known(&app, &tenant, &text)?;
+    let workflow = workflows::known(&app, &tenant, &text)?;
     if !app.journal.delete_shadow(&tenant.0, &workflow).await? {
         return Err(no_shadow());
     }
@@ -371,7 +364,7 @@ pub(super) async fn report(
     Segments(text): Segments<String>,
     asked: Result<Query<ReportQuery>, axum::extract::rejection::QueryRejection>,
 ) -> Result<Answer<ShadowReport>, Problem> {
-    let workflow = known(&app, &tenant, &text)?;
+    let workflow = workflows::known(&app, &tenant, &text)?;
     let ReportQuery { version, verdict, cursor, limit: asked } = query(asked)?;
     let limit = limit(asked, LIMIT_DEFAULT, LIMIT_MAX)?;
     let before = cursor.map(|cursor| cursor.parse::<RunId>()).transpose();

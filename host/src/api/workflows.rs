@@ -37,6 +37,13 @@ pub(super) fn name(text: &str) -> Result<WorkflowName, Problem> {
     text.parse().map_err(|_| unknown_workflow())
 }
 
+/// The name in a path of a workflow that the tenant has.
+pub(super) fn known(app: &App, tenant: &Tenant, text: &str) -> Result<WorkflowName, Problem> {
+    let name = name(text)?;
+    app.journal.workflow(&tenant.0, &name)?.ok_or_else(unknown_workflow)?;
+    Ok(name)
+}
+
 /// How to deploy.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]

@@ -100,6 +100,11 @@ impl Key {
         self.is_known && self.concurrency.is_none_or(|limit| self.executing < limit)
     }
 
+    /// Sees to it that the queue is looked at then.
+    fn look_at(&mut self, at: Timestamp) {
+        self.timer = Some(self.timer.map_or(at, |timer| timer.min(at)));
+    }
+
     fn is_idle(&self, now: Timestamp) -> bool {
         self.executing == 0
             && self.waiting.is_empty()
@@ -380,13 +385,14 @@ impl Flow {
                 continue;
             }
             if let Some(until) = key.returned.get(&head.run) {
-                key.timer = Some(key.timer.map_or(*until, |timer| timer.min(*until)));
+                let until = *until;
+                key.look_at(until);
                 continue;
             }
             match self.grant(key, id, head.run, now) {
                 Ok(grant) => granted.push(grant),
                 Err(Some(from)) => {
-                    key.timer = Some(key.timer.map_or(from, |timer| timer.min(from)));
+                    key.look_at(from);
                     break;
                 }
                 Err(None) => break,

@@ -17,9 +17,8 @@
 //! items of an `each`), [`record`] (what an attempt did before it was cut off or suspended), [`trail`] (where that is),
 //! [`reading`] (how much is read at once), [`family`] (children and parents), [`flow`] (how many of a workflow's runs go at
 //! once), [`publish_rate`] (how fast a tenant may publish), [`fullness`] (whether it has room in the journal),
-//! [`timers`] (runs that wait and have no loop), [`rerun`] (runs
-//! that repeat others), [`shadow`] (runs that shadow others), [`outside`] (requests,
-//! models, secrets).
+//! [`timers`] (runs that wait and have no loop), [`rerun`] (runs that repeat others), [`shadow`] (runs that shadow others),
+//! [`outside`] (requests, models, secrets).
 
 mod elements;
 mod family;

@@ -14,10 +14,7 @@ use super::placing::Origin;
 use super::run_loop::{NewRun, read_payload};
 use super::{Driver, StartError, Started};
 use crate::clock;
-use crate::journal::{IdempotencyKey, Journal, JournalError, RedbJournal};
-
-/// Stored bytes read at once.
-const READ_BYTES: usize = 1 << 20;
+use crate::journal::{IdempotencyKey, Journal, JournalError, RedbJournal, history};
 
 /// How a run is to be repeated.
 #[derive(Debug, Clone, Default)]
@@ -88,12 +85,8 @@ impl Driver {
         let read = move || {
             let mut results = Results::default();
             let mut queued_with = None;
-            let mut after: Seq = 0;
-            loop {
-                let page = journal.read(&of, after, READ_BYTES)?;
-                let Some(last) = page.last() else { break };
-                after = last.seq;
-                for recorded in &page {
+            for page in history(&*journal, &of, Seq::MAX) {
+                for recorded in &page? {
                     if let Event::RunQueued { input, .. } = &recorded.event {
                         queued_with = Some(input.clone());
                     }

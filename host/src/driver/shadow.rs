@@ -16,11 +16,9 @@ use tokio::sync::OnceCell;
 use super::run_loop::{NewRun, read_payload};
 use super::{Driver, Shared, StartError, record};
 use crate::journal::shadows::{SHADOWED_EVENTS_MAX, ShadowPair};
-use crate::journal::{Journal, JournalError, RedbJournal, RunSummary};
+use crate::journal::{Journal, JournalError, RedbJournal, RunSummary, history};
 use crate::sandbox::{HostRefusal, StandIn};
 
-/// Stored bytes read at once.
-const READ_BYTES: usize = 1 << 20;
 /// Stored bytes that hold one event: its record may be long, and is read whole in any case.
 const ONE_EVENT: usize = 1;
 
@@ -176,14 +174,11 @@ impl Recording {
     fn read(journal: &impl Journal, of: &RunKey) -> Result<Self, JournalError> {
         let mut recording = Self::default();
         let mut waiting: HashMap<StepId, WaitingCall> = HashMap::new();
-        let mut after: Seq = 0;
-        while after < SHADOWED_EVENTS_MAX {
-            let page = match journal.read(of, after, READ_BYTES) {
+        for page in history(journal, of, SHADOWED_EVENTS_MAX) {
+            let page = match page {
                 Err(JournalError::Truncated { .. }) => break,
                 page => page?,
             };
-            let Some(last) = page.last() else { break };
-            after = last.seq;
             for found in page {
                 recording.see(found.seq, found.event, &mut waiting);
             }

@@ -10,9 +10,9 @@ use ::redb::{ReadableTable, TableDefinition, WriteTransaction};
 use stepwell_core::{RunKey, TenantId, Timestamp};
 
 use super::redb::storage;
-use super::usage::{Change, entry};
+use super::usage::Change;
 use super::writer::{Bytes2Bytes, RUN_CONTENTS, SNAPSHOTS, Table};
-use super::{JournalError, keys};
+use super::{JournalError, keys, snapshots};
 
 /// (tenant, time of the end, run) → the channel that it wrote to, or nothing.
 pub(super) const ENDED: Bytes2Bytes = TableDefinition::new("ended_runs");
@@ -49,10 +49,7 @@ impl<'t> EndedTables<'t> {
         if refers_to_content(transaction, key)? {
             self.contents.insert(listed.as_slice(), [].as_slice()).map_err(failed())?;
         }
-        let run = keys::run(key);
-        let snapshot = self.snapshots.remove(run.as_slice()).map_err(failed())?;
-        let bytes = snapshot.map_or(0, |snapshot| -entry(&run, snapshot.value()));
-        Ok(Change { bytes, unfinished_runs: -1 })
+        Ok(Change { bytes: -snapshots::delete(&mut self.snapshots, key)?, unfinished_runs: -1 })
     }
 }
 

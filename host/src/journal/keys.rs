@@ -5,6 +5,7 @@
 
 use std::ops::Range;
 
+use sha2::{Digest as _, Sha256};
 use stepwell_core::{Digest, RunId, RunKey, Seq, TenantId, Timestamp, WorkflowName};
 
 /// Ends a text inside a key. Smaller than every byte an id may contain.
@@ -113,9 +114,9 @@ pub(super) fn run_content(key: &RunKey, sha256: &Digest) -> Vec<u8> {
 }
 
 /// An idempotency key. Hashed, so that its length and characters are the client's business.
-pub(super) fn idempotency(tenant: &TenantId, workflow: &WorkflowName, key_hash: &Digest) -> Vec<u8> {
+pub(super) fn idempotency(tenant: &TenantId, workflow: &WorkflowName, key: &str) -> Vec<u8> {
     let mut bytes = texts(&[tenant.as_str(), workflow.as_str()]);
-    bytes.extend_from_slice(key_hash.as_bytes());
+    bytes.extend_from_slice(&Sha256::digest(key.as_bytes()));
     bytes
 }
 

@@ -52,6 +52,8 @@ pub use self::tails::{Latest, Tail, TailState};
 
 /// How long an idempotency key answers with the run it started: 24 hours.
 pub const IDEMPOTENCY_TTL_MS: u64 = 24 * 60 * 60 * 1000;
+/// Stored bytes of a run that are read at once by whoever reads all of it.
+const HISTORY_BYTES: usize = 1 << 20;
 
 /// Events that go to disk together, or not at all.
 #[derive(Debug, Clone, Default)]
@@ -429,6 +431,25 @@ pub trait Journal: Send + Sync + 'static {
 
     /// Content that some event of the tenant refers to.
     fn content(&self, tenant: &TenantId, sha256: &Digest) -> Result<Option<Bytes>, JournalError>;
+}
+
+/// Reads a run's events from the first one on, about a megabyte of stored bytes at a time, until one that has the number
+/// `until` or a later one was among them.
+pub fn history(
+    journal: &impl Journal,
+    key: &RunKey,
+    until: Seq,
+) -> impl Iterator<Item = Result<Vec<Recorded>, JournalError>> {
+    let mut after: Seq = 0;
+    std::iter::from_fn(move || {
+        if after >= until {
+            return None;
+        }
+        let page = journal.read(key, after, HISTORY_BYTES);
+        // After an error there is nothing more to read.
+        after = page.as_ref().map_or(until, |page| page.last().map_or(until, |last| last.seq));
+        page.map(|page| (!page.is_empty()).then_some(page)).transpose()
+    })
 }
 
 impl RunSummary {

@@ -11,7 +11,6 @@ use ::redb::{
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use sha2::{Digest as _, Sha256};
 use stepwell_core::{Digest, Recorded, RunId, RunKey, Seq, TenantId, Timestamp, WorkflowName};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -239,8 +238,7 @@ impl Journal for RedbJournal {
             let (mut append, workflow) = append?;
             append.limits = (!is_child).then(|| self.limits(&tenant));
             let idempotency = idempotency.zip(workflow).map(|(wanted, workflow)| {
-                let hash = Digest::from_bytes(Sha256::digest(wanted.key.as_bytes()).into());
-                Box::new(Idempotency { key: keys::idempotency(&tenant, &workflow, &hash), wanted })
+                Box::new(Idempotency { key: keys::idempotency(&tenant, &workflow, &wanted.key), wanted })
             });
             let (reply, answer) = oneshot::channel();
             self.send(Request::Create { append, at, idempotency, admit, reply }, answer).await
@@ -264,8 +262,7 @@ impl Journal for RedbJournal {
         idempotency: &IdempotencyKey,
         now: Timestamp,
     ) -> Result<Option<RunId>, JournalError> {
-        let hash = Digest::from_bytes(Sha256::digest(idempotency.key.as_bytes()).into());
-        let key = keys::idempotency(tenant, workflow, &hash);
+        let key = keys::idempotency(tenant, workflow, &idempotency.key);
         let table = self.reader()?.open_table(writer::IDEMPOTENCY).map_err(storage("open the idempotency keys"))?;
         let stored = table.get(key.as_slice()).map_err(storage("look for an idempotency key"))?;
         let entry = stored.and_then(|value| IdempotencyEntry::decode(value.value()));

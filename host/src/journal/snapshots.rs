@@ -4,7 +4,7 @@
 //! small one does.
 //! Does not: know what a state is made of.
 //! Keeps: what is read is whole, and of one event. A state that is half written is not seen, and those before it are
-//! deleted with its last piece; so whatever a crash leaves behind goes with the next.
+//! deleted with its last piece; so whatever a crash leaves behind goes with the next, and all of it with the run's end.
 
 use std::ops::Range;
 
@@ -14,7 +14,7 @@ use stepwell_core::{RunKey, Seq};
 
 use super::redb::{RedbJournal, storage};
 use super::usage::{self, Change, entry};
-use super::writer::{RUNS, SNAPSHOTS};
+use super::writer::{RUNS, SNAPSHOTS, Table};
 use super::{JournalError, keys};
 
 /// Bytes of a piece: as many as a transaction takes of other writes.
@@ -66,16 +66,31 @@ fn put_piece(
     let mut bytes = entry(piece, value) - before;
     if is_last {
         // Of a later one, pieces may be there already.
-        let (all, these) = (of_run(key), of_seq(key, seq));
-        let keeps = |piece: &[u8], value: &[u8]| {
-            let is_kept = piece >= these.as_slice();
-            bytes -= if is_kept { 0 } else { entry(piece, value) };
-            is_kept
-        };
-        snapshots.retain_in(all.start.as_slice()..all.end.as_slice(), keeps).map_err(failed())?;
+        bytes -= delete_in(&mut snapshots, &(of_run(key).start..of_seq(key, seq)))?;
     }
     drop(snapshots);
     usage::add(transaction, &key.tenant, Change { bytes, ..Change::default() })
+}
+
+/// Deletes the states of a run that has ended: nobody takes it up any more. Returns the bytes that were theirs.
+pub(super) fn delete(snapshots: &mut Table<'_>, key: &RunKey) -> Result<i64, JournalError> {
+    delete_in(snapshots, &of_run(key))
+}
+
+fn delete_in(snapshots: &mut Table<'_>, range: &Range<Vec<u8>>) -> Result<i64, JournalError> {
+    let failed = || storage("delete a snapshot");
+    let range = range.start.as_slice()..range.end.as_slice();
+    // Few runs are so long that they have one, and a look is cheaper than a deletion of nothing.
+    if snapshots.range(range.clone()).map_err(failed())?.next().is_none() {
+        return Ok(0);
+    }
+    let mut bytes = 0;
+    let goes = |piece: &[u8], value: &[u8]| {
+        bytes += entry(piece, value);
+        false
+    };
+    snapshots.retain_in(range, goes).map_err(failed())?;
+    Ok(bytes)
 }
 
 /// The last whole state of a run, and the event that it stands after.
@@ -157,6 +172,20 @@ mod tests {
         let nobody = RunKey { run: RunId::from_bytes([2; 16]), ..key };
         journal.put_snapshot(&nobody, 1, state(1)).await.unwrap();
         assert_eq!(count(&journal), 1, "a run that is gone leaves nothing");
+    }
+
+    #[tokio::test]
+    async fn no_piece_outlives_the_end_of_its_run_and_what_is_counted_says_so() {
+        let (_dir, journal, key) = journal_with_a_run().await;
+        journal.put_snapshot(&key, 1, state(PIECE_BYTES + 1)).await.unwrap();
+        assert!(journal.usage(&key.tenant).unwrap().journal_bytes > PIECE_BYTES as u64);
+        let (at, events) = (Timestamp::from_millis(2), vec![Event::RunCancelled { reason: None }]);
+        let before = journal.summary(&key).unwrap();
+        let summary = RunSummary::after(before.as_ref(), 2, at, &events);
+        journal.append(&key, 1, Batch { at, events, summary, ..Batch::default() }).await.unwrap();
+        assert_eq!(journal.snapshot(&key).unwrap(), None);
+        assert!(journal.usage(&key.tenant).unwrap().journal_bytes < 10_000);
+        assert_eq!(journal.usage(&key.tenant).unwrap(), journal.recount(&key.tenant).unwrap());
     }
 
     #[tokio::test]

@@ -538,9 +538,10 @@ fn reserve(
     let mut table = transaction.open_table(IDEMPOTENCY).map_err(storage("open the idempotency keys"))?;
     let stored = table.get(key.as_slice()).map_err(storage("look for an idempotency key"))?;
     let stored = stored.and_then(|value| IdempotencyEntry::decode(value.value()));
-    if let Some(entry) = stored.filter(|entry| at.millis_since(entry.at) < IDEMPOTENCY_TTL_MS) {
-        let same = entry.fingerprint == *wanted.fingerprint.as_bytes();
-        return Ok(if same { Ok(Created::Existing(entry.run)) } else { Err(JournalError::IdempotencyMismatch) });
+    match stored.map_or(Ok(None), |entry| entry.answer(at, &wanted.fingerprint)) {
+        Ok(None) => {}
+        Ok(Some(run)) => return Ok(Ok(Created::Existing(run))),
+        Err(mismatch) => return Ok(Err(mismatch)),
     }
     let created = match admitted()? {
         Ok(created) => created,

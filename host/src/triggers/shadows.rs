@@ -9,18 +9,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use stepwell_core::difference::first_difference;
-use stepwell_core::{Event, Json, Payload, RunId, RunKey, Seq, Timestamp, WorkflowName};
+use stepwell_core::{Event, Json, Payload, RunId, RunKey, Timestamp, WorkflowName};
 
 use super::work::{Owed, Width};
 use super::{ActError, Triggers};
 use crate::driver::{StartError, read_payload};
 use crate::journal::due::Lane;
 use crate::journal::shadows::{Compared, SHADOWED_EVENTS_MAX, ShadowPair, Side, Usage};
-use crate::journal::{Journal, JournalError, RedbJournal, RunSummary, error_chain};
+use crate::journal::{Journal, JournalError, RedbJournal, RunSummary, error_chain, history};
 use crate::sandbox::usage_of;
 
-/// Stored bytes read at once.
-const READ_BYTES: usize = 1 << 20;
 /// Stored bytes that hold one event.
 const ONE_EVENT: usize = 1;
 /// Before a shadow is looked at again for which there was no room.
@@ -150,13 +148,9 @@ fn output_of(journal: &RedbJournal, (key, summary): &(RunKey, RunSummary)) -> Re
 
 fn side(journal: &RedbJournal, (key, summary): &(RunKey, RunSummary)) -> Result<Side, JournalError> {
     let (mut fuel_used, mut usage): (u64, _) = (0, Usage::default());
-    let mut after: Seq = 0;
     // A shadow that ran away is not read to its end: whatever it used, it was too much.
-    while after < SHADOWED_EVENTS_MAX {
-        let page = journal.read(key, after, READ_BYTES)?;
-        let Some(last) = page.last() else { break };
-        after = last.seq;
-        for recorded in page {
+    for page in history(journal, key, SHADOWED_EVENTS_MAX) {
+        for recorded in page? {
             match recorded.event {
                 Event::StepCompleted { fuel_used: fuel, .. } | Event::StepFailed { fuel_used: fuel, .. } => {
                     fuel_used = fuel_used.saturating_add(fuel);
