@@ -94,7 +94,7 @@ impl Host {
         drop((journal, outside, driver));
         let journal = Arc::new(RedbJournal::open_backend(disk.clone()).unwrap());
         let host = Self::on(disk, journal, sandbox, tenant, workflow, code);
-        host.driver.recover().await.unwrap();
+        host.driver.recover().await;
         host
     }
 
@@ -169,10 +169,10 @@ async fn a_host_that_stops_leaves_what_it_cut_off_to_the_next() {
     assert_eq!(host.driver.runs_under_way(), 0);
     let kinds = host.kinds(&key);
     assert!(!kinds.contains(&"step.failed") && !kinds.contains(&"run.cancelled"), "stopping is no event: {kinds:?}");
-    assert_eq!(host.journal.unfinished(None, 10).unwrap(), std::slice::from_ref(&key));
+    assert_eq!(host.journal.unfinished(&key.tenant, None, 10).unwrap(), std::slice::from_ref(&key));
 
     let next = Driver::new(Arc::clone(&host.journal), Arc::clone(&host.sandbox), host.outside.clone(), &CONFIG);
-    assert_eq!(next.recover().await.unwrap(), 1);
+    assert_eq!(next.recover().await, 1);
     let again = || async {
         let events = host.journal.read(&key, 0, usize::MAX).unwrap();
         let resumed = events.iter().position(|r| matches!(r.event, Event::StepResumed { .. }))?;

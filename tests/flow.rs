@@ -106,6 +106,34 @@ async fn the_steps_of_one_run_share_the_slots_too() {
 }
 
 #[tokio::test]
+async fn a_branch_that_has_ended_leaves_its_slot_to_others_however_busy_its_sibling_is() {
+    let server = Server::start();
+    let waits = server.deploy("waits", "stepwell_waits").await;
+    let branch = |id: &str| {
+        let inputs = json!({ "input": format!("${{ .input.{id} }}") });
+        json!({ "id": id, "kind": "component", "workflow": "waits", "version": waits, "node": "act", "inputs": inputs })
+    };
+    let graph =
+        json!({ "stepwell": 1, "topics": ["update"], "nodes": [branch("a"), branch("b")], "edges": [], "output": "b" });
+    server.deploy_graph("graph", &graph).await;
+    let control = json!({ "concurrency": 2 });
+    let put = server.request(Method::PUT, "/v1/workflows/graph/flow-control").json(&control).send().await.unwrap();
+    assert_eq!(put.status(), StatusCode::OK);
+    let busy = server.start_run("graph", json!({ "a": [], "b": [{ "flood": [1_000_000, 10] }] })).await;
+    eventually("one branch to end", || async {
+        let ended = server.get(&format!("/v1/runs/{busy}/events?kinds=step.completed")).await;
+        ended["data"].as_array().unwrap().iter().any(|event| event["node"] == "a").then_some(())
+    })
+    .await;
+    let other = server.start_run("graph", json!({ "a": [], "b": [] })).await;
+    completed(&server, std::slice::from_ref(&other)).await;
+    assert_eq!(server.get(&format!("/v1/runs/{busy}")).await["status"], "running");
+    let path = format!("/v1/runs/{busy}/cancel");
+    assert_eq!(server.request(Method::POST, &path).send().await.unwrap().status(), StatusCode::OK);
+    assert_eq!(server.ended(&busy).await["status"], "cancelled");
+}
+
+#[tokio::test]
 async fn the_queue_goes_by_priority_and_then_by_age_and_survives_a_crash() {
     let control = json!({ "priority": "(.[1].publish // 0)", "concurrency": 1 });
     let mut server = server_with(control).await;
@@ -294,7 +322,7 @@ async fn a_run_in_the_queue_has_no_loop() {
     let pace = stepwell_core::flow::Pace { limit: 1, period_seconds: 3_600, burst: 1 };
     let control = stepwell_core::flow::FlowControl { throttle: Some(pace), ..Default::default() };
     host.driver.set_flow_control(&host.tenant, &host.workflow, Some(&control)).await.unwrap();
-    host.driver.recover().await.unwrap();
+    host.driver.recover().await;
     for _ in 0..50 {
         let input = stepwell_core::Json::parse("[]".to_owned()).unwrap();
         host.driver.start(&host.tenant, &host.workflow, None, input, None).await.unwrap();

@@ -292,8 +292,8 @@ async fn work(journal: &Arc<RedbJournal>) -> BTreeMap<u8, Vec<Event>> {
 
 /// What must hold after any crash.
 async fn check(journal: &RedbJournal, acknowledged: &BTreeMap<u8, Vec<Event>>, what: &str) {
-    let unfinished = journal.unfinished(None, 100).unwrap();
     let tenant = key(0).tenant;
+    let unfinished = journal.unfinished(&tenant, None, 100).unwrap();
     assert_eq!(journal.usage(&tenant).unwrap(), journal.recount(&tenant).unwrap(), "{what}: the counts are right");
     let entries = journal.channel(&channel(), &ChannelFilter::default(), 0, 1_000, usize::MAX).unwrap().entries;
     let cursors: Vec<u64> = entries.iter().map(|entry| entry.cursor).collect();

@@ -203,10 +203,9 @@ async fn serve_until_told(args: ServeArgs) -> anyhow::Result<()> {
     let recovery = tokio::spawn({
         let driver = driver.clone();
         async move {
-            match driver.recover().await {
-                Ok(0) => {}
-                Ok(runs) => tracing::info!(runs, "unfinished runs were taken up"),
-                Err(error) => tracing::error!(%error, "unfinished runs could not be taken up"),
+            let runs = driver.recover().await;
+            if runs > 0 {
+                tracing::info!(runs, "unfinished runs were taken up");
             }
         }
     });

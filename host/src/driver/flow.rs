@@ -5,7 +5,8 @@
 //! grants a start, and the run's loop makes it.
 //! Keeps: no more steps execute at once than the limit says, because each has a [`Slot`]. What has begun comes before what has
 //! not: a slot that becomes free goes to the steps of started runs first, and only then to the queue. A run in the queue
-//! has no loop and takes no memory.
+//! has no loop and takes no memory, and neither does a key of which nothing waits or executes. Tenants take turns: however
+//! many queues of one have changed, another's is looked at after one of them.
 //!
 //! ```text
 //!   queue (journal) ── dispatch ──► Grant = slot + its turn in the pace ──► run.started ──► Slot ──► attempt
@@ -13,12 +14,12 @@
 //! A crash loses grants and slots, and nothing else: who was granted a start and has not made it is in the queue still.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use stepwell_core::flow::{FlowControl, FlowPlace, Mark, Pace};
-use stepwell_core::{RunId, RunKey, TenantId, Timestamp, WorkflowName};
+use stepwell_core::{Digest, RunId, RunKey, TenantId, Timestamp, WorkflowName};
 use tokio::sync::{Notify, oneshot};
 
 use super::Shared;
@@ -33,6 +34,8 @@ const LOOK_MAX: Duration = Duration::from_secs(30);
 const RETURNED_MS: u64 = 500;
 /// Queues that are looked at in one go.
 const BREATH: usize = 32;
+/// Timers that are looked at in one go.
+const TIMERS_PAGE: usize = 64;
 /// The wait after the journal could not be read: it may pass.
 const TROUBLE_WAIT: Duration = Duration::from_secs(1);
 /// Runs at the head of a queue that are looked at for one that may start: those before it wait to be replaced, or were
@@ -40,9 +43,10 @@ const TROUBLE_WAIT: Duration = Duration::from_secs(1);
 const HEADS: usize = 64;
 /// Queues found at once after a start of the host.
 const QUEUES_PAGE: usize = 1_000;
-/// How often counts that say nothing any more are forgotten, and how many are looked at.
+/// How often the counts on disk are gone through for those that say nothing any more: so many at once, with a pause between.
 const FORGET_EVERY: Duration = Duration::from_secs(60);
 const FORGET_PAGE: usize = 1_000;
+const FORGET_PAUSE: Duration = Duration::from_secs(1);
 
 /// What counts against all limits of this process.
 #[derive(Debug)]
@@ -56,11 +60,48 @@ pub(super) struct Flow {
 
 #[derive(Debug, Default)]
 struct State {
-    keys: HashMap<FlowId, Key>,
+    /// In the order of ids: those of a workflow are together.
+    keys: BTreeMap<FlowId, Key>,
     /// What the dispatcher is to look at.
-    dirty: BTreeSet<FlowId>,
+    dirty: Dirty,
     /// What it is to look at later.
     timers: BTreeSet<(Timestamp, FlowId)>,
+}
+
+/// Queues to be looked at. Tenants take turns, and so do the queues of each.
+#[derive(Debug, Default)]
+struct Dirty {
+    all: HashSet<FlowId>,
+    /// The same, each tenant's in the order in which they came.
+    of_tenants: HashMap<TenantId, VecDeque<FlowId>>,
+    /// Those who have any, the next first.
+    turns: VecDeque<TenantId>,
+}
+
+impl Dirty {
+    fn insert(&mut self, id: FlowId) {
+        if !self.all.insert(id.clone()) {
+            return;
+        }
+        let ids = self.of_tenants.entry(id.tenant.clone()).or_default();
+        if ids.is_empty() {
+            self.turns.push_back(id.tenant.clone());
+        }
+        ids.push_back(id);
+    }
+
+    fn next(&mut self) -> Option<FlowId> {
+        let tenant = self.turns.pop_front()?;
+        let ids = self.of_tenants.get_mut(&tenant)?; // who has a turn has some
+        let next = ids.pop_front()?;
+        if ids.is_empty() {
+            self.of_tenants.remove(&tenant);
+        } else {
+            self.turns.push_back(tenant);
+        }
+        self.all.remove(&next);
+        Some(next)
+    }
 }
 
 /// The runs of a workflow with one key. There is one as long as something waits or executes.
@@ -105,13 +146,13 @@ impl Key {
         self.timer = Some(self.timer.map_or(at, |timer| timer.min(at)));
     }
 
-    fn is_idle(&self, now: Timestamp) -> bool {
+    /// Whether nothing is known of it that is not on disk: where its throttle stands is, with the last start.
+    fn is_idle(&self) -> bool {
         self.executing == 0
             && self.waiting.is_empty()
             && self.granted.is_empty()
             && self.timer.is_none()
             && !self.has_queue
-            && self.mark.is_none_or(|mark| mark.is_full(now))
     }
 }
 
@@ -211,8 +252,19 @@ impl SlotWait {
 
 impl Drop for SlotWait {
     fn drop(&mut self) {
-        if let Some(key) = self.flow.state().keys.get_mut(&self.id) {
+        let mut state = self.flow.state();
+        if let Some(key) = state.keys.get_mut(&self.id) {
             key.waiting.remove(&self.place);
+        }
+        state.forget_idle(&self.id);
+    }
+}
+
+impl State {
+    /// Forgets a key of which nothing waits or executes.
+    fn forget_idle(&mut self, id: &FlowId) {
+        if self.keys.get(id).is_some_and(Key::is_idle) {
+            self.keys.remove(id);
         }
     }
 }
@@ -265,7 +317,9 @@ impl Flow {
         }
         let mut state = self.state();
         let key = self.key(&mut state, id);
-        Ok(if key.waiting.is_empty() { self.grant(key, id, run, clock::now()).ok() } else { None })
+        let grant = if key.waiting.is_empty() { self.grant(key, id, run, clock::now()).ok() } else { None };
+        state.forget_idle(id);
+        Ok(grant)
     }
 
     /// A start for a run; else from when on there is one, if time is all it takes.
@@ -313,21 +367,13 @@ impl Flow {
         let Some(key) = state.keys.get_mut(id) else { return };
         key.executing = key.executing.saturating_sub(1);
         let unwanted = self.serve_waiting(key, id);
-        let (has_queue, is_idle) = (key.has_queue, key.is_idle(clock::now()));
-        if has_queue {
+        if key.has_queue {
             state.dirty.insert(id.clone());
             self.changed.notify_one();
-        } else if is_idle {
-            state.keys.remove(id);
         }
+        state.forget_idle(id);
         drop(state);
         drop(unwanted);
-    }
-
-    /// Forgets keys of which nothing waits or executes and whose pace has recovered.
-    fn forget_idle(&self) {
-        let now = clock::now();
-        self.state().keys.retain(|_, key| !key.is_idle(now));
     }
 
     /// Gives what is free to started runs. Returns slots that nobody has taken, to be dropped without the lock.
@@ -352,7 +398,9 @@ impl Flow {
     pub(super) fn configured(&self, tenant: &TenantId, workflow: &WorkflowName, control: Option<&FlowControl>) {
         let mut state = self.state();
         let State { keys, dirty, .. } = &mut *state;
-        for (id, key) in keys.iter_mut().filter(|(id, _)| id.tenant == *tenant && id.workflow == *workflow) {
+        let first = FlowId { tenant: tenant.clone(), workflow: workflow.clone(), key: Digest::from_bytes([0; 32]) };
+        let of_workflow = |id: &FlowId| id.tenant == *tenant && id.workflow == *workflow;
+        for (id, key) in keys.range_mut(first..).take_while(|(id, _)| of_workflow(id)) {
             key.set(control.cloned());
             dirty.insert(id.clone());
         }
@@ -399,34 +447,34 @@ impl Flow {
             }
         }
         // There may be more behind those that were read: they are looked at when one of these has started.
-        let (timer, idle) = (key.timer, key.is_idle(now));
+        let timer = key.timer;
         if let Some(before) = before {
             state.timers.remove(&(before, id.clone()));
         }
         if let Some(timer) = timer {
             state.timers.insert((timer, id.clone()));
         }
-        if idle {
-            state.keys.remove(id);
-        }
+        state.forget_idle(id);
         drop(state);
         drop(unwanted);
         Ok(granted)
     }
 
-    /// What the dispatcher is to look at now.
-    fn take_dirty(&self, now: Timestamp) -> BTreeSet<FlowId> {
+    /// What the dispatcher is to look at next.
+    fn next(&self, now: Timestamp) -> Option<FlowId> {
         let mut state = self.state();
-        while let Some((at, _)) = state.timers.first().filter(|(at, _)| *at <= now) {
-            let at = *at;
-            let Some((_, id)) = state.timers.pop_first() else { break };
+        for _ in 0..TIMERS_PAGE {
+            if state.timers.first().is_none_or(|(at, _)| *at > now) {
+                break;
+            }
+            let Some((at, id)) = state.timers.pop_first() else { break };
             // The clock may be a little short of it when it is looked at; what is too early gets its timer again.
             if let Some(key) = state.keys.get_mut(&id).filter(|key| key.timer == Some(at)) {
                 key.timer = None;
             }
             state.dirty.insert(id);
         }
-        std::mem::take(&mut state.dirty)
+        state.dirty.next()
     }
 
     /// How long nothing is due.
@@ -435,14 +483,17 @@ impl Flow {
         next.unwrap_or(LOOK_MAX).min(LOOK_MAX)
     }
 
-    /// Finds what was in the queues when the host started.
-    pub(super) async fn recover(&self) -> Result<(), JournalError> {
+    /// Finds what of a tenant was in the queues when the host started.
+    pub(super) async fn recover(&self, tenant: &TenantId) -> Result<(), JournalError> {
         let mut after = None;
         loop {
-            let page = self.journal.queues(after.as_ref(), QUEUES_PAGE)?;
+            let page = self.journal.queues(tenant, after.as_ref(), QUEUES_PAGE)?;
             let Some(last) = page.last() else { return Ok(()) };
             after = Some(last.clone());
-            self.state().dirty.extend(page);
+            {
+                let mut state = self.state();
+                page.into_iter().for_each(|id| state.dirty.insert(id));
+            }
             self.changed.notify_one();
             tokio::task::yield_now().await;
         }
@@ -470,40 +521,40 @@ impl Flow {
 
 /// Starts what may start, until the host stops.
 pub(super) async fn dispatch(shared: Arc<Shared>) {
-    let mut forget_at = tokio::time::Instant::now() + FORGET_EVERY;
-    let mut forgotten = None;
+    let mut looks: usize = 0;
     while !shared.stopping.is_cancelled() {
-        let mut failed = false;
-        for (number, id) in shared.flow.take_dirty(clock::now()).into_iter().enumerate() {
-            if number % BREATH == BREATH - 1 {
-                tokio::task::yield_now().await; // there may be very many, and others on this thread
+        let Some(id) = shared.flow.next(clock::now()) else {
+            tokio::select! {
+                () = shared.flow.changed.notified() => {}
+                () = tokio::time::sleep(shared.flow.until_next(clock::now())) => {}
+                () = shared.stopping.cancelled() => {}
             }
-            match shared.flow.advance(&id) {
-                Ok(grants) => grants.into_iter().for_each(|grant| tell(&shared, grant)),
-                Err(error) => {
-                    tracing::error!(error = error_chain(&error), "a queue could not be read");
-                    shared.flow.state().dirty.insert(id);
-                    failed = true;
-                }
+            continue;
+        };
+        match shared.flow.advance(&id) {
+            Ok(grants) => grants.into_iter().for_each(|grant| tell(&shared, grant)),
+            Err(error) => {
+                tracing::error!(error = error_chain(&error), "a queue could not be read");
+                shared.flow.state().dirty.insert(id);
+                shared.pause(TROUBLE_WAIT).await;
             }
         }
-        let pause = if failed { TROUBLE_WAIT } else { shared.flow.until_next(clock::now()) };
-        tokio::select! {
-            () = shared.flow.changed.notified(), if !failed => {}
-            () = tokio::time::sleep(pause) => {}
-            () = shared.stopping.cancelled() => return,
+        looks = looks.wrapping_add(1);
+        if looks.is_multiple_of(BREATH) {
+            tokio::task::yield_now().await; // there may be very many, and others on this thread
         }
-        if forget_at.elapsed() > Duration::ZERO {
-            forget_at = tokio::time::Instant::now() + FORGET_EVERY;
-            shared.flow.forget_idle();
-            forgotten = match shared.journal.forget_idle_flow(forgotten, clock::now(), FORGET_PAGE).await {
-                Ok(last) => last,
-                Err(error) => {
-                    tracing::warn!(error = error_chain(&error), "idle counts of flow control could not be forgotten");
-                    None
-                }
-            };
-        }
+    }
+}
+
+/// Forgets counts on disk that say nothing any more, until the host stops.
+pub(super) async fn forget(shared: Arc<Shared>) {
+    let mut last = None;
+    while !shared.stopping.is_cancelled() {
+        shared.pause(if last.is_some() { FORGET_PAUSE } else { FORGET_EVERY }).await;
+        last = shared.journal.forget_idle_flow(last, clock::now(), FORGET_PAGE).await.unwrap_or_else(|error| {
+            tracing::warn!(error = error_chain(&error), "idle counts of flow control could not be forgotten");
+            None
+        });
     }
 }
 
@@ -512,5 +563,34 @@ fn tell(shared: &Arc<Shared>, grant: Grant) {
     let key = RunKey { tenant: grant.id.tenant.clone(), run: grant.run };
     if let Some(inbox) = shared.inbox_of(&key) {
         drop(inbox.send(Message::Granted(grant)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tenants_take_turns_and_so_do_the_queues_of_each() {
+        let id = |tenant: &str, key: u8| FlowId {
+            tenant: tenant.parse().unwrap(),
+            workflow: "w".parse().unwrap(),
+            key: Digest::from_bytes([key; 32]),
+        };
+        let mut dirty = Dirty::default();
+        for key in (0..100).rev() {
+            dirty.insert(id("a", key));
+        }
+        dirty.insert(id("a", 7)); // is there
+        dirty.insert(id("b", 1));
+        let next = |dirty: &mut Dirty| dirty.next().map(|id| format!("{}{}", id.tenant, id.key.as_bytes()[0]));
+        assert_eq!([(); 3].map(|()| next(&mut dirty)), ["a99", "b1", "a98"].map(|id| Some(id.to_owned())));
+        // What has had its turn is behind what has not, however often it changes.
+        dirty.insert(id("a", 99));
+        dirty.insert(id("b", 2));
+        assert_eq!([(); 3].map(|()| next(&mut dirty)), ["a97", "b2", "a96"].map(|id| Some(id.to_owned())));
+        let rest: Vec<String> = std::iter::from_fn(|| next(&mut dirty)).collect();
+        assert_eq!((rest.len(), rest.last().map(String::as_str)), (97, Some("a99")));
+        assert!(dirty.all.is_empty() && dirty.of_tenants.is_empty() && dirty.turns.is_empty());
     }
 }

@@ -17,8 +17,8 @@
 //! items of an `each`), [`record`] (what an attempt did before it was cut off or suspended), [`trail`] (where that is),
 //! [`reading`] (how much is read at once), [`family`] (children and parents), [`flow`] (how many of a workflow's runs go at
 //! once), [`publish_rate`] (how fast a tenant may publish), [`fullness`] (whether it has room in the journal),
-//! [`timers`] (runs that wait and have no loop), [`rerun`] (runs that repeat others), [`shadow`] (runs that shadow others),
-//! [`outside`] (requests, models, secrets).
+//! [`timers`] (runs that wait and have no loop), [`taking_up`] (runs that move and have none), [`rerun`] (runs that repeat
+//! others), [`shadow`] (runs that shadow others), [`outside`] (requests, models, secrets).
 
 mod elements;
 mod family;
@@ -34,6 +34,7 @@ mod rerun;
 mod run_loop;
 mod shadow;
 mod step_host;
+mod taking_up;
 mod timers;
 mod trail;
 
@@ -71,8 +72,6 @@ use crate::whole::whole;
 
 /// Graphs kept in memory for new runs; a run under way keeps its own alive.
 const GRAPHS_MAX: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
-/// Unfinished runs read at once in recovery.
-const RECOVERY_PAGE: usize = 1_000;
 
 /// Shadows have room of their own, this part of what other runs have: they are in no hurry, and no other run is to be slower
 /// for one.
@@ -259,28 +258,13 @@ impl Driver {
     }
 
     /// Takes up every run that has something to do, and from here on those that wait when their time has come. Runs can be
-    /// started meanwhile. Returns how many had something to do.
-    pub async fn recover(&self) -> Result<usize, JournalError> {
+    /// started meanwhile. What cannot be read is tried again until the host stops. Returns how many had something to do.
+    pub async fn recover(&self) -> usize {
         self.shared.loops.spawn(timers::wake_waiting(Arc::clone(&self.shared)));
-        self.shared.loops.spawn(timers::look_again(Arc::clone(&self.shared)));
+        self.shared.loops.spawn(taking_up::look_again(Arc::clone(&self.shared)));
         self.shared.loops.spawn(flow::dispatch(Arc::clone(&self.shared)));
-        let mut count = 0;
-        let mut after = None;
-        loop {
-            let page = self.shared.journal.unfinished(after.as_ref(), RECOVERY_PAGE)?;
-            let Some(last) = page.last() else {
-                // After those that have started: what has begun comes before what has not.
-                self.shared.flow.recover().await?;
-                return Ok(count);
-            };
-            after = Some(last.clone());
-            count += page.len();
-            for key in &page {
-                drop(self.shared.inbox_of(key));
-            }
-            // Most of them only look around and leave: not all of them need to be in memory at once.
-            timers::wait_for_memory(&self.shared).await;
-        }
+        self.shared.loops.spawn(flow::forget(Arc::clone(&self.shared)));
+        taking_up::all(&self.shared).await
     }
 
     /// Starts a run of a workflow's latest version, or of the one given. When this returns, the run is on disk.
@@ -443,6 +427,14 @@ impl Driver {
 }
 
 impl Shared {
+    /// Waits, but not for longer than the host goes on.
+    async fn pause(&self, pause: Duration) {
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = self.stopping.cancelled() => {}
+        }
+    }
+
     /// The run that a request has started before, by its idempotency key.
     fn started_before(
         &self,

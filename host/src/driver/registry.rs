@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use stepwell_core::RunKey;
+use stepwell_core::{RunId, RunKey, TenantId};
 use tokio::sync::mpsc;
 
 use super::run_loop::Message;
@@ -20,9 +20,12 @@ const SHARDS: usize = 32;
 pub(super) type Inbox = mpsc::UnboundedSender<Message>;
 pub(super) type Messages = mpsc::UnboundedReceiver<Message>;
 
+/// The inboxes of each tenant's runs.
+type Shard = HashMap<TenantId, HashMap<RunId, Inbox>>;
+
 #[derive(Debug)]
 pub(super) struct Registry {
-    shards: [Mutex<HashMap<RunKey, Inbox>>; SHARDS],
+    shards: [Mutex<Shard>; SHARDS],
     hasher: RandomState,
 }
 
@@ -33,7 +36,7 @@ impl Default for Registry {
 }
 
 impl Registry {
-    fn shard(&self, key: &RunKey) -> MutexGuard<'_, HashMap<RunKey, Inbox>> {
+    fn shard(&self, key: &RunKey) -> MutexGuard<'_, Shard> {
         let index = self.hasher.hash_one(key) as usize % SHARDS;
         #[expect(clippy::indexing_slicing, reason = "a remainder of SHARDS is below SHARDS")]
         let shard = &self.shards[index];
@@ -43,11 +46,11 @@ impl Registry {
     /// The inbox of a run's loop. When there was none, also the other end, for the loop that the caller must start.
     pub(super) fn enter(&self, key: &RunKey) -> (Inbox, Option<Messages>) {
         let mut shard = self.shard(key);
-        if let Some(inbox) = shard.get(key) {
+        if let Some(inbox) = shard.get(&key.tenant).and_then(|runs| runs.get(&key.run)) {
             return (inbox.clone(), None);
         }
         let (inbox, messages) = mpsc::unbounded_channel();
-        shard.insert(key.clone(), inbox.clone());
+        shard.entry(key.tenant.clone()).or_default().insert(key.run, inbox.clone());
         (inbox, Some(messages))
     }
 
@@ -56,22 +59,70 @@ impl Registry {
         let mut shard = self.shard(key);
         let leaves = messages.is_empty();
         if leaves {
-            shard.remove(key);
+            take_out(&mut shard, key);
         }
         leaves
     }
 
     /// Takes a loop out, whatever is in its inbox: whoever sent it learns that it was let go of.
     pub(super) fn remove(&self, key: &RunKey) {
-        self.shard(key).remove(key);
+        take_out(&mut self.shard(key), key);
     }
 
     /// Whether a run has a loop.
     pub(super) fn has(&self, key: &RunKey) -> bool {
-        self.shard(key).contains_key(key)
+        self.shard(key).get(&key.tenant).is_some_and(|runs| runs.contains_key(&key.run))
     }
 
     pub(super) fn len(&self) -> usize {
-        self.shards.iter().map(|shard| shard.lock().unwrap_or_else(PoisonError::into_inner).len()).sum()
+        self.sum(|shard| shard.values().map(HashMap::len).sum())
+    }
+
+    /// How many of a tenant's runs have a loop.
+    pub(super) fn len_of(&self, tenant: &TenantId) -> usize {
+        self.sum(|shard| shard.get(tenant).map_or(0, HashMap::len))
+    }
+
+    fn sum(&self, of: impl Fn(&Shard) -> usize) -> usize {
+        self.shards.iter().map(|shard| of(&shard.lock().unwrap_or_else(PoisonError::into_inner))).sum()
+    }
+}
+
+fn take_out(shard: &mut Shard, key: &RunKey) {
+    if let Some(runs) = shard.get_mut(&key.tenant) {
+        runs.remove(&key.run);
+        if runs.is_empty() {
+            shard.remove(&key.tenant);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_has_one_loop_and_each_tenant_is_counted_by_itself() {
+        let key = |tenant: &str, run| RunKey { tenant: tenant.parse().unwrap(), run: RunId::from_bytes([run; 16]) };
+        let registry = Registry::default();
+        let mut all: Vec<_> = (0..9).map(|run| (key("a", run), registry.enter(&key("a", run)))).collect();
+        let (inbox, other) = registry.enter(&key("a", 0));
+        assert!(
+            other.is_none() && registry.enter(&key("b", 0)).1.is_some(),
+            "the same id of another tenant is another run"
+        );
+        let counts = |registry: &Registry| (registry.len(), registry.len_of(&key("a", 0).tenant));
+        assert_eq!(counts(&registry), (10, 9));
+        let (first, (_, messages)) = all.remove(0);
+        let mut messages = messages.unwrap();
+        inbox.send(Message::Superseded { by: None }).unwrap();
+        assert!(!registry.leave(&first, &messages), "somebody has something to tell it");
+        messages.try_recv().unwrap();
+        assert!(registry.leave(&first, &messages) && !registry.has(&first) && registry.has(&key("b", 0)));
+        all.iter().for_each(|(key, _)| registry.remove(key));
+        assert_eq!(
+            (counts(&registry), registry.shards.iter().all(|shard| shard.lock().unwrap().len() <= 1)),
+            ((1, 0), true)
+        );
     }
 }

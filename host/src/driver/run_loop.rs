@@ -1019,13 +1019,15 @@ impl RunLoop {
             !is_due
         });
         (self.wake_at, self.wants_room) = (None, false);
-        // Whether the run needs its room, and whether it waits for leave to execute a step.
-        let (mut moves, mut lacks_slot) = (false, false);
+        // Whether the run needs its room, whether it waits for leave to execute a step, and for how many steps it has use for
+        // such leave, those included that begin when what was decided is on disk.
+        let (mut moves, mut lacks_slot, mut to_execute) = (false, false, 0);
         for effect in self.run.owed() {
             match effect {
                 // The contract: nothing acts on what is not on disk. `appended` makes us look again.
                 _ if effect.since() > self.durable => {
                     moves |= matches!(effect, Effect::RunStep { .. } | Effect::StartRun { .. });
+                    to_execute += usize::from(matches!(effect, Effect::RunStep { .. }));
                 }
                 Effect::RunStep { step, node, attempt, since } => {
                     let held = self.run.status() == Some(RunStatus::Paused);
@@ -1042,6 +1044,7 @@ impl RunLoop {
                             self.start_attempt(step, node, attempt, since);
                         } else {
                             self.wants_room = true;
+                            to_execute += 1;
                         }
                     }
                 }
@@ -1066,10 +1069,9 @@ impl RunLoop {
         if !lacks_slot {
             self.slot_wait = None;
         }
-        if self.appending.is_none() && self.staged.events.is_empty() {
-            // No step is due that has none. One is kept for whoever waits for room.
-            self.slots.truncate(usize::from(self.wants_room));
-        }
+        // The slot of a step that has ended is for the one that follows it, if one does; else it is others'. Whoever waits for
+        // room keeps one.
+        self.slots.truncate(if self.room.is_some() { to_execute } else { to_execute.min(1) });
     }
 
     /// Whether there is leave to execute one more step. If there is not, the run waits for it from here on.

@@ -124,19 +124,25 @@ impl DueList {
         Ok(lanes)
     }
 
-    /// What is due in a lane at a time, oldest first, at most `limit`.
+    /// What is due in a lane at a time, oldest first, at most `limit`, behind the entry `after`.
     pub(super) fn of_lane(
         &self,
         journal: &RedbJournal,
         lane: &Lane,
+        after: Option<(Timestamp, &[u8])>,
         until: Timestamp,
         limit: usize,
     ) -> Result<Vec<(Timestamp, Vec<u8>)>, JournalError> {
         let entries = journal.reader()?.open_table(self.entries).map_err(storage("open what is due"))?;
         let lane = lane.key();
+        let start =
+            after.map_or_else(|| lane.clone(), |(at, what)| [entry_key(&lane, at, what).as_slice(), &[0]].concat());
         let end = entry_key(&lane, until.plus_millis(1), &[]);
         let mut due = Vec::new();
-        let range = entries.range(lane.as_slice()..end.as_slice()).map_err(storage("list what is due"))?;
+        if start >= end {
+            return Ok(due);
+        }
+        let range = entries.range(start.as_slice()..end.as_slice()).map_err(storage("list what is due"))?;
         for entry in range.take(limit) {
             let (entry, _) = entry.map_err(storage("list what is due"))?;
             due.extend(parse_entry(&lane, entry.value()).map(|(at, what)| (at, what.to_vec())));
@@ -185,7 +191,7 @@ mod tests {
         change(&journal, &a_b, b"z", None, Some(40)).await;
         let lanes = |until| LIST.lanes(&journal, Timestamp::from_millis(until)).unwrap();
         let due = |lane, until, limit| {
-            let due = LIST.of_lane(&journal, lane, Timestamp::from_millis(until), limit).unwrap();
+            let due = LIST.of_lane(&journal, lane, None, Timestamp::from_millis(until), limit).unwrap();
             due.into_iter().map(|(at, what)| (at.as_millis(), what)).collect::<Vec<_>>()
         };
         assert_eq!((lanes(9), lanes(10), lanes(39)), (vec![], vec![a.clone()], vec![a.clone(), b.clone()]));

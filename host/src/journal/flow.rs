@@ -5,6 +5,8 @@
 //! Keeps: a run is in the queue exactly as long as it is queued, because both change in one write. A start and where the
 //! throttle stands after it are one write too, and so are an acceptance and where the rate limit stands.
 
+use std::collections::BTreeSet;
+
 use ::redb::{ReadableTable, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -280,14 +282,21 @@ impl RedbJournal {
         Ok(found)
     }
 
-    /// What has a queue, at most `limit`, after `after` in the order of keys.
-    pub fn queues(&self, after: Option<&FlowId>, limit: usize) -> Result<Vec<FlowId>, JournalError> {
+    /// Whose runs are in a queue.
+    pub fn tenants_with_queues(&self) -> Result<BTreeSet<TenantId>, JournalError> {
+        self.tenants_in(QUEUE)
+    }
+
+    /// What of a tenant has a queue, at most `limit`, after `after` in the order of keys.
+    pub fn queues(&self, tenant: &TenantId, after: Option<&FlowId>, limit: usize) -> Result<Vec<FlowId>, JournalError> {
         let queue = self.reader()?.open_table(QUEUE).map_err(storage("open the queue"))?;
         let past = |id: &FlowId| keys::starting_with(id.to_key()).end;
-        let mut start = after.map(past).unwrap_or_default();
+        let of_tenant = keys::of_tenant(tenant);
+        let mut start = after.map_or(of_tenant.start, past);
         let mut found = Vec::new();
         while found.len() < limit {
-            let mut rest = queue.range(start.as_slice()..).map_err(storage("list the queues"))?;
+            let mut rest =
+                queue.range(start.as_slice()..of_tenant.end.as_slice()).map_err(storage("list the queues"))?;
             let Some(entry) = rest.next() else { break };
             let (key, _) = entry.map_err(storage("list the queues"))?;
             match FlowId::parse(key.value()) {

@@ -52,19 +52,6 @@ pub(super) fn parse_run(bytes: &[u8]) -> Option<RunKey> {
     Some(RunKey { tenant, run: RunId::from_bytes(run) })
 }
 
-/// That a run is to be woken at a time.
-pub(super) fn wake(at: Timestamp, key: &RunKey) -> Vec<u8> {
-    let mut bytes = at.as_millis().to_be_bytes().to_vec();
-    bytes.extend_from_slice(&run(key));
-    bytes
-}
-
-/// The time and the run that a key of [`wake`] names.
-pub(super) fn parse_wake(bytes: &[u8]) -> Option<(Timestamp, RunKey)> {
-    let (at, run) = bytes.split_first_chunk::<8>()?;
-    Some((Timestamp::from_millis(u64::from_be_bytes(*at)), parse_run(run)?))
-}
-
 /// That a run has ended at a time.
 pub(super) fn ended(at: Timestamp, key: &RunKey) -> Vec<u8> {
     let mut bytes = ended_before(&key.tenant, at);

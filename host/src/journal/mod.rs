@@ -31,8 +31,10 @@ mod tails;
 pub mod triggers;
 mod upgrade;
 pub mod usage;
+mod waking;
 mod writer;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -72,7 +74,7 @@ pub struct Batch {
     /// Whether the run is then among the [unfinished](Journal::unfinished). `None` leaves it as it is, but for the first
     /// events of a run, which enter it, and a terminal event, which removes it.
     pub listed: Option<bool>,
-    /// When the run is to be [woken](Journal::wakes).
+    /// When the run is to be [woken](RedbJournal::wakes).
     pub wake: Option<WakeChange>,
     /// The channel that the run's updates reach besides.
     pub channel: Option<String>,
@@ -408,8 +410,11 @@ pub trait Journal: Send + Sync + 'static {
     /// A tenant's runs, newest first, at most `limit`.
     fn runs(&self, tenant: &TenantId, filter: &RunFilter, limit: usize) -> Result<RunPage, JournalError>;
 
-    /// Runs that have not ended, at most `limit`, after `after` in the order of keys.
-    fn unfinished(&self, after: Option<&RunKey>, limit: usize) -> Result<Vec<RunKey>, JournalError>;
+    /// The tenants that have [unfinished](Self::unfinished) runs.
+    fn tenants_with_unfinished(&self) -> Result<BTreeSet<TenantId>, JournalError>;
+
+    /// A tenant's runs that have not ended and have something to do, at most `limit`, after `after` in the order of ids.
+    fn unfinished(&self, tenant: &TenantId, after: Option<RunId>, limit: usize) -> Result<Vec<RunKey>, JournalError>;
 
     /// Removes a run from the [unfinished](Self::unfinished): it has ended, and whoever was to be told has been.
     fn settle(&self, key: &RunKey) -> BoxFuture<'_, Result<(), JournalError>>;
@@ -420,14 +425,6 @@ pub trait Journal: Send + Sync + 'static {
 
     /// The last state that was kept of a run, and the event that it stands after.
     fn snapshot(&self, key: &RunKey) -> Result<Option<(Seq, Vec<u8>)>, JournalError>;
-
-    /// Runs that are to be woken up to `until`, at most `limit`, after `after` in the order of time and keys.
-    fn wakes(
-        &self,
-        after: Option<&(Timestamp, RunKey)>,
-        until: Timestamp,
-        limit: usize,
-    ) -> Result<Vec<(Timestamp, RunKey)>, JournalError>;
 
     /// Content that some event of the tenant refers to.
     fn content(&self, tenant: &TenantId, sha256: &Digest) -> Result<Option<Bytes>, JournalError>;

@@ -1,6 +1,6 @@
 //! The journal in one file on this machine.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
@@ -19,8 +19,8 @@ use super::flow::{Admit, FlowId};
 use super::limits::Limits;
 use super::tails::{Tail, TailState, Tails};
 use super::writer::{
-    self, Append, CONTENTS, Idempotency, IdempotencyEntry, RECORDS, RUN_CONTENTS, RUNS, Request, UNFINISHED, WAKES,
-    Writer,
+    self, Append, Bytes2Bytes, CONTENTS, Idempotency, IdempotencyEntry, RECORDS, RUN_CONTENTS, RUNS, Request,
+    UNFINISHED, Writer,
 };
 use super::{
     Batch, Created, IdempotencyKey, Journal, JournalError, RunFilter, RunPage, RunSummary, keys, record, snapshots,
@@ -152,6 +152,28 @@ impl RedbJournal {
             Ok(settle as writer::Settle)
         });
         self.send(Request::Work(work), answer).await
+    }
+
+    /// The tenants that have an entry in a table whose keys begin with one. Reads one entry of each.
+    pub(super) fn tenants_in(&self, table: Bytes2Bytes) -> Result<BTreeSet<TenantId>, JournalError> {
+        let failed = || storage("list the tenants of a table");
+        let table = self.reader()?.open_table(table).map_err(storage("list the tenants of a table"))?;
+        let (mut tenants, mut start) = (BTreeSet::new(), Vec::new());
+        while let Some(entry) = table.range(start.as_slice()..).map_err(failed())?.next() {
+            let (key, _) = entry.map_err(failed())?;
+            match keys::tenant_of(key.value()) {
+                Some(tenant) => {
+                    start = keys::of_tenant(&tenant).end;
+                    tenants.insert(tenant);
+                }
+                None => {
+                    tracing::error!(entry = hex::encode(key.value()), "an entry of the journal names no tenant");
+                    start = key.value().to_vec();
+                    start.push(0); // the next key there can be
+                }
+            }
+        }
+        Ok(tenants)
     }
 
     async fn send<T>(
@@ -339,15 +361,20 @@ impl Journal for RedbJournal {
         Ok(page)
     }
 
-    fn unfinished(&self, after: Option<&RunKey>, limit: usize) -> Result<Vec<RunKey>, JournalError> {
+    fn tenants_with_unfinished(&self) -> Result<BTreeSet<TenantId>, JournalError> {
+        self.tenants_in(UNFINISHED)
+    }
+
+    fn unfinished(&self, tenant: &TenantId, after: Option<RunId>, limit: usize) -> Result<Vec<RunKey>, JournalError> {
         let unfinished = self.reader()?.open_table(UNFINISHED).map_err(storage("open the unfinished runs"))?;
-        let mut start = after.map(keys::run).unwrap_or_default();
-        if after.is_some() {
-            start.push(0); // the next key there can be
+        let mut range = keys::of_tenant(tenant);
+        if let Some(run) = after {
+            range.start = keys::run(&RunKey { tenant: tenant.clone(), run });
+            range.start.push(0); // the next key there can be
         }
-        let range = unfinished.range(start.as_slice()..).map_err(storage("list unfinished runs"))?;
+        let range = unfinished.range(range.start.as_slice()..range.end.as_slice());
         let mut keys = Vec::new();
-        for entry in range {
+        for entry in range.map_err(storage("list unfinished runs"))? {
             let (key, _) = entry.map_err(storage("list unfinished runs"))?;
             match keys::parse_run(key.value()) {
                 Some(key) => keys.push(key),
@@ -380,35 +407,6 @@ impl Journal for RedbJournal {
 
     fn snapshot(&self, key: &RunKey) -> Result<Option<(Seq, Vec<u8>)>, JournalError> {
         snapshots::get(self, key)
-    }
-
-    fn wakes(
-        &self,
-        after: Option<&(Timestamp, RunKey)>,
-        until: Timestamp,
-        limit: usize,
-    ) -> Result<Vec<(Timestamp, RunKey)>, JournalError> {
-        let wakes = self.reader()?.open_table(WAKES).map_err(storage("open the runs to be woken"))?;
-        let mut start = after.map(|(at, key)| keys::wake(*at, key)).unwrap_or_default();
-        if after.is_some() {
-            start.push(0); // the next key there can be
-        }
-        let end = until.plus_millis(1).as_millis().to_be_bytes();
-        if start.as_slice() >= end.as_slice() {
-            return Ok(Vec::new());
-        }
-        let range = wakes.range(start.as_slice()..end.as_slice()).map_err(storage("list runs to be woken"))?;
-        let mut due = Vec::new();
-        for entry in range.take(limit) {
-            let (key, _) = entry.map_err(storage("list runs to be woken"))?;
-            match keys::parse_wake(key.value()) {
-                Some(wake) => due.push(wake),
-                None => {
-                    tracing::error!(entry = hex::encode(key.value()), "an entry of the runs to be woken names no run")
-                }
-            }
-        }
-        Ok(due)
     }
 
     fn content(&self, tenant: &TenantId, sha256: &Digest) -> Result<Option<Bytes>, JournalError> {

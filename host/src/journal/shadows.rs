@@ -380,7 +380,7 @@ impl RedbJournal {
         until: Timestamp,
         limit: usize,
     ) -> Result<Vec<(Timestamp, RunId)>, JournalError> {
-        let due = SHADOWS_DUE.of_lane(self, lane, until, limit)?;
+        let due = SHADOWS_DUE.of_lane(self, lane, None, until, limit)?;
         let run = |what: Vec<u8>| Some(RunId::from_bytes(what.try_into().ok()?));
         Ok(due.into_iter().filter_map(|(at, what)| Some((at, run(what)?))).collect())
     }

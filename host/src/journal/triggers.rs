@@ -587,7 +587,7 @@ impl RedbJournal {
         until: Timestamp,
         limit: usize,
     ) -> Result<Vec<(Timestamp, String)>, JournalError> {
-        let due = FIRING.of_lane(self, lane, until, limit)?;
+        let due = FIRING.of_lane(self, lane, None, until, limit)?;
         Ok(due.into_iter().filter_map(|(at, name)| Some((at, String::from_utf8(name).ok()?))).collect())
     }
 
@@ -779,7 +779,7 @@ impl RedbJournal {
         until: Timestamp,
         limit: usize,
     ) -> Result<Vec<(Timestamp, RunId)>, JournalError> {
-        let due = DELIVERING.of_lane(self, lane, until, limit)?;
+        let due = DELIVERING.of_lane(self, lane, None, until, limit)?;
         let run = |run: Vec<u8>| Some(RunId::from_bytes(run.try_into().ok()?));
         Ok(due.into_iter().filter_map(|(at, id)| Some((at, run(id)?))).collect())
     }

@@ -1,13 +1,13 @@
 //! Files of format 1 that were written before runs were listed by their end, before anything was counted, and before what
-//! is due was listed by tenants and webhooks.
+//! is due was listed by tenants and webhooks, the runs to be woken last of all.
 //!
 //! Owns: filling what such a file lacks, once, before anything else is done with it.
 //! Does not: change what is there; every table that this fills says what others say.
 //! Keeps: each transaction is bounded, and says how far it has come, so a crash in the middle costs one of them.
 
-use ::redb::{Database, ReadableTable, WriteTransaction};
+use ::redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, TableError, WriteTransaction};
 use serde::de::DeserializeOwned;
-use stepwell_core::TenantId;
+use stepwell_core::{TenantId, Timestamp};
 
 use super::ended::{ENDED, ENDED_CONTENTS, refers_to_content};
 use super::redb::{META, parse, storage};
@@ -17,7 +17,7 @@ use super::triggers::{
 };
 use super::usage::{COUNTED, Change, Changes, entry};
 use super::writer::Bytes2Bytes;
-use super::{JournalError, RunSummary, dead, error_chain, keys};
+use super::{JournalError, RunSummary, WakeChange, dead, error_chain, keys, waking};
 
 /// Lists an entry of a table where a file of before does not.
 type List = fn(&WriteTransaction, &TenantId, &[u8], &[u8]) -> Result<(), JournalError>;
@@ -25,6 +25,9 @@ type List = fn(&WriteTransaction, &TenantId, &[u8], &[u8]) -> Result<(), Journal
 /// Tables whose entries are listed elsewhere too, looked at after those that count.
 const LISTED: [(Bytes2Bytes, List); 4] =
     [(OUTBOX, see_delivery), (WEBHOOKS, see_webhook), (TRIGGERS, see_trigger), (TRIGGER_MARKS, see_mark)];
+
+/// (time, tenant, run) of the runs to be woken, in a file of before. What is moved from here is deleted, so it needs no mark.
+const WAKES: Bytes2Bytes = TableDefinition::new("wakes");
 
 /// In the file's facts: how far it is filled. One byte, and the last key that was looked at.
 const MARK: &str = "projections";
@@ -43,6 +46,7 @@ pub(super) fn mark_done(meta: &mut ::redb::Table<'_, &'static str, &'static [u8]
 
 /// Fills what the file lacks.
 pub(super) fn fill(database: &Database) -> Result<(), JournalError> {
+    move_wakes(database)?;
     let mut is_first = true;
     loop {
         let transaction = database.begin_write().map_err(storage("begin a write"))?;
@@ -59,6 +63,39 @@ pub(super) fn fill(database: &Database) -> Result<(), JournalError> {
             meta.insert(MARK, next.as_slice()).map_err(storage("upgrade its file"))?;
         }
         transaction.commit().map_err(storage("commit"))?;
+    }
+}
+
+/// Moves the runs to be woken to the list that has each tenant's by itself.
+fn move_wakes(database: &Database) -> Result<(), JournalError> {
+    let failed = || storage("upgrade its file");
+    match database.begin_read().map_err(storage("begin a read"))?.open_table(WAKES) {
+        Err(TableError::TableDoesNotExist(_)) => return Ok(()),
+        found => drop(found.map_err(storage("upgrade its file"))?),
+    }
+    loop {
+        let transaction = database.begin_write().map_err(storage("begin a write"))?;
+        let moved = {
+            let mut wakes = transaction.open_table(WAKES).map_err(storage("upgrade its file"))?;
+            let mut moved = 0;
+            while moved < ENTRIES_MAX
+                && let Some((entry, _)) = wakes.pop_first().map_err(failed())?
+            {
+                moved += 1;
+                let Some((at, run)) = entry.value().split_first_chunk::<8>() else { continue };
+                let Some(key) = keys::parse_run(run) else { continue };
+                let after = Some(Timestamp::from_millis(u64::from_be_bytes(*at)));
+                waking::write(&transaction, &key, WakeChange { before: None, after })?;
+            }
+            moved
+        };
+        if moved == 0 {
+            transaction.delete_table(WAKES).map_err(storage("upgrade its file"))?;
+        }
+        transaction.commit().map_err(storage("commit"))?;
+        if moved == 0 {
+            return Ok(());
+        }
     }
 }
 
@@ -176,4 +213,40 @@ fn see_mark(transaction: &WriteTransaction, tenant: &TenantId, key: &[u8], mark:
 fn read<T: DeserializeOwned>(value: &[u8], what: &str) -> Option<T> {
     let read = parse(value, || what.to_owned());
     read.inspect_err(|error| tracing::error!(error = error_chain(error), "an entry of the journal is left out")).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use stepwell_core::{RunId, RunKey};
+
+    use super::*;
+    use crate::journal::RedbJournal;
+
+    #[tokio::test]
+    async fn runs_to_be_woken_are_moved_to_the_list_by_tenant() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("journal.redb");
+        let key = |tenant: &str, run| RunKey { tenant: tenant.parse().unwrap(), run: RunId::from_bytes([run; 16]) };
+        let wakes = [(30_u64, key("a", 1)), (10, key("b", 2)), (20, key("a", 3))];
+        let before: Vec<Vec<u8>> =
+            wakes.iter().map(|(at, key)| [at.to_be_bytes().as_slice(), &keys::run(key)].concat()).collect();
+        let journal = RedbJournal::open(&path).unwrap();
+        journal
+            .write(move |transaction| {
+                let mut table = transaction.open_table(WAKES).unwrap();
+                before.iter().for_each(|entry| drop(table.insert(entry.as_slice(), [].as_slice()).unwrap()));
+                table.insert([1, 2].as_slice(), [].as_slice()).unwrap(); // damage keeps nobody from starting
+                Ok(())
+            })
+            .await
+            .unwrap();
+        drop(journal);
+        for _ in 0..2 {
+            let journal = RedbJournal::open(&path).unwrap();
+            let at = Timestamp::from_millis;
+            assert_eq!(journal.tenants_to_wake(at(99)).unwrap(), [key("b", 0).tenant, key("a", 0).tenant]);
+            let of_a = journal.wakes(&key("a", 0).tenant, None, at(99), 9).unwrap();
+            assert_eq!(of_a, [(at(20), key("a", 3).run), (at(30), key("a", 1).run)]);
+        }
+    }
 }

@@ -20,7 +20,9 @@ use super::limits::Limits;
 use super::redb::storage;
 use super::tails::{TailState, Tails};
 use super::usage::{Change, Changes, entry};
-use super::{Content, Created, IDEMPOTENCY_TTL_MS, IdempotencyKey, JournalError, WakeChange, error_chain, keys};
+use super::{
+    Content, Created, IDEMPOTENCY_TTL_MS, IdempotencyKey, JournalError, WakeChange, error_chain, keys, waking,
+};
 
 /// Writes waiting for the writer before senders wait for room. More than any sensible number of runs moving at once,
 /// so
@@ -40,8 +42,6 @@ pub(super) const RUNS: Bytes2Bytes = TableDefinition::new("runs");
 pub(super) const UNFINISHED: Bytes2Bytes = TableDefinition::new("unfinished");
 /// (tenant, run, seq, number) → a piece of the state after that event.
 pub(super) const SNAPSHOTS: Bytes2Bytes = TableDefinition::new("snapshots");
-/// (time, tenant, run) of each run that waits and that nobody drives.
-pub(super) const WAKES: Bytes2Bytes = TableDefinition::new("wakes");
 /// (tenant, workflow, SHA-256 of the key) → time, run, fingerprint.
 pub(super) const IDEMPOTENCY: Bytes2Bytes = TableDefinition::new("idempotency");
 /// (time, idempotency key) of each entry of the former, oldest first.
@@ -59,7 +59,8 @@ pub(super) const TABLES: &[Bytes2Bytes] = &[
     RUNS,
     UNFINISHED,
     SNAPSHOTS,
-    WAKES,
+    waking::WAKING.entries,
+    waking::WAKING.turns,
     IDEMPOTENCY,
     IDEMPOTENCY_BY_TIME,
     CONTENTS,
@@ -348,7 +349,6 @@ struct RunTables<'t> {
     records: Table<'t>,
     runs: Table<'t>,
     unfinished: Table<'t>,
-    wakes: Table<'t>,
     channels: Option<ChannelTables<'t>>,
     ended: Option<EndedTables<'t>>,
 }
@@ -363,7 +363,6 @@ impl<'t> RunTables<'t> {
                 records: transaction.open_table(RECORDS).map_err(storage("open the records"))?,
                 runs: transaction.open_table(RUNS).map_err(storage("open the runs"))?,
                 unfinished: transaction.open_table(UNFINISHED).map_err(storage("open the unfinished runs"))?,
-                wakes: transaction.open_table(WAKES).map_err(storage("open the runs to be woken"))?,
                 channels: None,
                 ended: None,
             })),
@@ -406,15 +405,8 @@ impl<'t> RunTables<'t> {
             }
             None => {}
         }
-        if let Some(WakeChange { before, after }) = append.wake {
-            if let Some(before) = before {
-                let wake = keys::wake(before, key);
-                self.wakes.remove(wake.as_slice()).map_err(storage("remove a run to be woken"))?;
-            }
-            if let Some(after) = after {
-                let wake = keys::wake(after, key);
-                self.wakes.insert(wake.as_slice(), [].as_slice()).map_err(storage("write a run to be woken"))?;
-            }
+        if let Some(change) = append.wake {
+            waking::write(self.transaction, key, change)?;
         }
         if let Some(change) = &append.flow {
             flow::write(self.transaction, key, change)?;

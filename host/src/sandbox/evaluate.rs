@@ -11,7 +11,7 @@ use std::sync::OnceLock;
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 use stepwell_compiler::specialize;
-use stepwell_core::{Digest, Failure, Json, TenantId};
+use stepwell_core::{Digest, Failure, FailureKind, FailureSource, Json, TenantId};
 
 use super::Sandbox;
 use super::attempt;
@@ -28,6 +28,9 @@ pub enum EvaluateError {
     /// The evaluator could not be had.
     #[error("expressions cannot be evaluated at present")]
     Code(#[from] CodeError),
+    /// The host could not evaluate it now: it lacked time or room. The expression and the input have nothing to do with it.
+    #[error("expressions cannot be evaluated at present: {}", .0.message)]
+    Host(Failure),
     /// The host is stopping.
     #[error("the host is stopping")]
     Gone,
@@ -69,8 +72,17 @@ impl Sandbox {
             Ok(Ended::Delegated(_)) => {
                 Err(EvaluateError::Failed(permanent("unexpected_outcome", "no value came back")))
             }
-            Err(failure) => Err(EvaluateError::Failed(failure)),
+            Err(failure) => Err(failed(failure)),
         }
+    }
+}
+
+/// Whose failure it is. The fuel of an evaluation is used up in a small part of its time, so when the time is over, the host
+/// was too slow.
+fn failed(failure: Failure) -> EvaluateError {
+    match (failure.source, failure.kind) {
+        (FailureSource::Platform, FailureKind::Retryable) => EvaluateError::Host(failure),
+        _ => EvaluateError::Failed(failure),
     }
 }
 
@@ -83,4 +95,19 @@ fn evaluator() -> Digest {
         hash.update(specialize::GUEST);
         Digest::from_bytes(hash.finalize().into())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_host_lacked_is_not_the_failure_of_an_expression() {
+        let host = |failure| matches!(failed(failure), EvaluateError::Host(_));
+        assert!(host(super::super::end::unavailable("no room")));
+        assert!(host(Failure::platform(FailureKind::Retryable, "timeout", "")));
+        assert!(!host(permanent("out_of_fuel", "")));
+        let said = Failure { source: FailureSource::Workflow, ..super::super::end::unavailable("") };
+        assert!(!host(said), "what the evaluator itself says is about the expression");
+    }
 }
