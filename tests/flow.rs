@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use redb::{ReadableTable, TableDefinition};
 use reqwest::{Method, Response, StatusCode};
 use serde_json::{Value, json};
+use stepwell_core::RunId;
 
 use crate::driver::Host;
 use crate::support::{Server, check_history, eventually, problem};
@@ -44,6 +46,22 @@ async fn at(server: &Server, id: &str, kind: &str) -> i64 {
     let event = events.iter().find(|event| event["kind"] == kind).unwrap_or_else(|| panic!("no {kind}: {events:?}"));
     let at: jiff::Timestamp = event["at"].as_str().unwrap().parse().unwrap();
     at.as_millisecond()
+}
+
+/// Makes some entries of a table unreadable, while the server is down. Returns how many.
+fn damage(server: &Server, table: &str, is_it: impl Fn(&[u8], &[u8]) -> bool) -> usize {
+    let journal = redb::Database::create(server.data_dir().join("journal.redb")).unwrap();
+    let transaction = journal.begin_write().unwrap();
+    let mut table = transaction.open_table(TableDefinition::<&[u8], &[u8]>::new(table)).unwrap();
+    let entries = table.iter().unwrap().map(Result::unwrap);
+    let found = entries.filter(|(key, value)| is_it(key.value(), value.value()));
+    let found: Vec<Vec<u8>> = found.map(|(key, _)| key.value().to_vec()).collect();
+    for key in &found {
+        table.insert(key.as_slice(), b"{".as_slice()).unwrap();
+    }
+    drop(table);
+    transaction.commit().unwrap();
+    found.len()
 }
 
 /// Waits for the end of runs, and checks that they completed and what their history says.
@@ -240,6 +258,66 @@ async fn a_rate_limit_refuses_by_key_and_not_what_was_accepted_before() {
     // The key of the refused one is free once there is room.
     assert_eq!(server.request(Method::DELETE, SETTINGS).send().await.unwrap().status(), StatusCode::NO_CONTENT);
     assert_eq!(post(&server, "a", Some("new")).send().await.unwrap().status(), StatusCode::ACCEPTED);
+}
+
+#[tokio::test]
+async fn a_limit_that_is_made_faster_holds_for_what_waits_for_the_old_one() {
+    let pace = |limit: u32, seconds: u32| json!({ "limit": limit, "period_seconds": seconds });
+    let mut server = server_with(json!({ "throttle": pace(1, 86_400) })).await;
+    let mut runs = Vec::new();
+    for _ in 0..3 {
+        runs.push(server.start_run("waits", json!([])).await);
+    }
+    completed(&server, &runs[..1]).await;
+    set(&server, json!({ "throttle": pace(5, 1) })).await;
+    completed(&server, &runs).await;
+    // What the old one has left on disk is gone too: nothing waits for longer than the new one says.
+    server.crash();
+    let begun = at(&server, &runs[2], "run.started").await;
+    let next = server.start_run("waits", json!([])).await;
+    completed(&server, std::slice::from_ref(&next)).await;
+    let (queued, started) = (at(&server, &next, "run.queued").await, at(&server, &next, "run.started").await);
+    assert!(started - queued.max(begun + 200) < 2_000, "{begun} {queued} {started}");
+
+    set(&server, json!({ "rate_limit": pace(1, 86_400) })).await;
+    let post = || async { server.post_run("waits", json!([])).send().await.unwrap().status() };
+    assert_eq!((post().await, post().await), (StatusCode::ACCEPTED, StatusCode::TOO_MANY_REQUESTS));
+    set(&server, json!({ "rate_limit": pace(2, 1) })).await;
+    eventually("a run to be accepted by the new limit", || async {
+        (post().await == StatusCode::ACCEPTED).then_some(())
+    })
+    .await;
+}
+
+/// The queue's count of one key and the summary of one run do not parse.
+#[tokio::test]
+async fn what_is_damaged_of_one_holds_up_no_other() {
+    let mut server = server_with(json!({ "key": ".[0].publish", "concurrency": 1 })).await;
+    let unreadable = server.start_run("waits", json!([{ "publish": "c" }, { "signal": { "name": "go" } }])).await;
+    server.run_when(&unreadable, |run| run["status"] == "suspended").await;
+    for _ in 0..2 {
+        server.start_run("waits", busy("a", 20_000)).await;
+    }
+    let mut runs = vec![server.start_run("waits", busy("b", 2_000)).await];
+    for _ in 0..15 {
+        runs.push(server.start_run("waits", busy("b", 1)).await);
+    }
+    assert!(key(&server, "b").await["queued"].as_u64() >= Some(10));
+    server.kill();
+    let run: RunId = unreadable.parse().unwrap();
+    let damaged = damage(&server, "flow_counts", |_, value| String::from_utf8_lossy(value).contains(r#""key":"a""#))
+        + damage(&server, "runs", |key, _| key.ends_with(run.as_bytes()));
+    assert_eq!(damaged, 2);
+    server.start_again();
+    completed(&server, &runs).await;
+    let (mut first, mut last) = (i64::MAX, 0);
+    for id in &runs[1..] {
+        let started = at(&server, id, "run.started").await;
+        (first, last) = (first.min(started), last.max(started));
+    }
+    assert!(last - first < 8_000, "they took {} ms, one after the other", last - first);
+    let answer = server.request(Method::GET, &format!("/v1/runs/{unreadable}")).send().await.unwrap();
+    assert_eq!(problem(answer).await.0, 500, "it says so itself");
 }
 
 #[tokio::test]

@@ -99,25 +99,38 @@ const fn micros(at: Timestamp) -> u64 {
 }
 
 impl Pace {
-    /// Takes one out of the bucket: where it stands then. When it is empty, from when on there is one.
-    pub fn take(&self, mark: Option<Mark>, now: Timestamp) -> Result<Mark, Timestamp> {
-        let held = self.interval().saturating_mul(u64::from(self.burst.max(1) - 1));
-        // An empty bucket is full again so long after the last moment of this millisecond. A mark beyond that was set by
-        // a clock that was ahead.
-        let latest = micros(now).saturating_add(999 + held).saturating_add(self.interval());
-        let full_at = mark.map_or(0, |mark| mark.0).max(micros(now)).min(latest);
+    /// Takes one out of the bucket; or says, when it is empty, from when on there is one. In either case the mark is to be kept: it
+    /// has been [settled](Self::settle).
+    pub fn take(&self, mark: &mut Option<Mark>, now: Timestamp) -> Result<(), Timestamp> {
+        self.settle(mark, now);
+        let full_at = mark.map_or(0, |mark| mark.0).max(micros(now));
         // Clocks here count milliseconds: each stands for all the moments in it, or there would be one of them at most.
-        let from = Timestamp::from_millis(full_at.saturating_sub(held) / 1_000);
+        let from = Timestamp::from_millis(full_at.saturating_sub(self.held()) / 1_000);
         if from > now {
             return Err(from);
         }
-        Ok(Mark(full_at.saturating_add(self.interval())))
+        *mark = Some(Mark(full_at.saturating_add(self.interval())));
+        Ok(())
+    }
+
+    /// No bucket is emptier than empty. A mark that says so is from a slower pace or from a clock that was ahead; what it says
+    /// from here on must be kept, or each look would put off the end of the wait.
+    pub fn settle(&self, mark: &mut Option<Mark>, now: Timestamp) {
+        // An empty bucket is full again so long after the last moment of this millisecond.
+        let latest = micros(now).saturating_add(999 + self.held()).saturating_add(self.interval());
+        *mark = mark.map(|mark| mark.min(Mark(latest)));
     }
 
     /// Puts one back that was not used.
     #[must_use]
     pub const fn give_back(&self, mark: Mark) -> Mark {
         Mark(mark.0.saturating_sub(self.interval()))
+    }
+
+    /// Microseconds in which all are added that there can be at once, but for one.
+    const fn held(&self) -> u64 {
+        let further = if self.burst == 0 { 0 } else { self.burst as u64 - 1 };
+        self.interval().saturating_mul(further)
     }
 
     /// Microseconds in which one is added. Rounded up: never faster than the limit.
@@ -184,11 +197,8 @@ mod tests {
     fn times(pace: Pace, count: usize) -> Vec<u64> {
         let (mut now, mut mark, mut times) = (at(0), None, Vec::new());
         while times.len() < count {
-            match pace.take(mark, now) {
-                Ok(next) => {
-                    mark = Some(next);
-                    times.push(now.millis_since(at(0)));
-                }
+            match pace.take(&mut mark, now) {
+                Ok(()) => times.push(now.millis_since(at(0))),
                 Err(from) => {
                     assert!(from > now, "there is something to wait for");
                     now = from;
@@ -210,14 +220,31 @@ mod tests {
     #[test]
     fn a_pause_fills_the_bucket_and_no_more() {
         let pace = Pace { limit: 1, period_seconds: 1, burst: 2 };
-        let mark = pace.take(None, at(0)).unwrap();
-        assert!(!mark.is_full(at(999)) && mark.is_full(at(1_000)));
+        let mut mark = None;
+        pace.take(&mut mark, at(0)).unwrap();
+        assert!(mark.is_some_and(|mark| !mark.is_full(at(999)) && mark.is_full(at(1_000))));
         let later = at(3_600_000);
-        let mark = pace.take(Some(mark), later).and_then(|mark| pace.take(Some(mark), later)).unwrap();
-        assert_eq!(pace.take(Some(mark), later), Err(at(3_601_000)));
-        assert_eq!(pace.take(Some(pace.give_back(mark)), later), Ok(mark), "what was put back is there");
-        // A clock that is set back makes nobody wait for longer than an empty bucket does.
-        assert_eq!(pace.take(Some(mark), at(0)), Err(at(1_000)));
+        assert_eq!([(); 2].map(|()| pace.take(&mut mark, later)), [Ok(()); 2]);
+        assert_eq!(pace.take(&mut mark, later), Err(at(3_601_000)));
+        mark = mark.map(|mark| pace.give_back(mark));
+        assert_eq!(pace.take(&mut mark, later), Ok(()), "what was put back is there");
+    }
+
+    #[test]
+    fn a_mark_of_a_slower_pace_or_of_a_clock_that_was_ahead_costs_one_wait() {
+        let hourly = Pace { limit: 1, period_seconds: 3_600, burst: 1 };
+        let mut mark = None;
+        assert_eq!(hourly.take(&mut mark, at(0)), Ok(()));
+        let fast = Pace { limit: 10, period_seconds: 1, burst: 2 };
+        assert_eq!(fast.take(&mut mark, at(5)), Err(at(105)));
+        assert_eq!(fast.take(&mut mark, at(55)), Err(at(105)), "a further look puts nothing off");
+        assert_eq!(fast.take(&mut mark, at(105)), Ok(()));
+        assert_eq!(fast.take(&mut mark, at(105)), Err(at(205)), "the bucket was empty");
+
+        assert_eq!(hourly.take(&mut mark, at(7_200_000)), Ok(()));
+        assert_eq!(hourly.take(&mut mark, at(0)), Err(at(3_600_000)), "an hour's clock is set back by two");
+        assert_eq!(hourly.take(&mut mark, at(1_800_000)), Err(at(3_600_000)));
+        assert_eq!(hourly.take(&mut mark, at(3_600_000)), Ok(()));
     }
 
     #[test]
@@ -257,6 +284,6 @@ mod tests {
             Some("rate_limit.limit")
         );
         assert_eq!(control(|c| c.debounce.as_mut().unwrap().seconds = 2), Some("debounce.at_most_seconds"));
-        assert_eq!(pace.take(Some(Mark(u64::MAX)), at(0)), Err(at(1_000)));
+        assert_eq!(pace.take(&mut Some(Mark(u64::MAX)), at(0)), Err(at(1_000)));
     }
 }

@@ -6,6 +6,7 @@
 //! and a parent that does not wait any more takes no notice. So a crash in the middle of it costs a repetition.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use stepwell_core::event::{ChildEnd, ChildRef, ParentRef};
 use stepwell_core::{Event, Payload, RunId, RunKey, RunStatus, TenantId};
@@ -13,8 +14,9 @@ use tokio::sync::oneshot;
 
 use super::placing::Origin;
 use super::run_loop::{Message, NewRun, read_payload};
-use super::{ControlError, Shared};
+use super::{ControlError, Shared, StartError};
 use crate::journal::{Journal, JournalError, error_chain};
+use crate::sandbox::EvaluateError;
 
 /// Something that was done for the family.
 pub(super) enum Errand {
@@ -28,6 +30,8 @@ pub(super) enum Errand {
     Settled(Result<(), JournalError>),
 }
 
+/// The wait before a child is tried again for which the host had no time.
+const BUSY_PAUSE: Duration = Duration::from_secs(1);
 /// Stored bytes that hold a run's last event: its last record may be long.
 const LAST_READ_BYTES: usize = 1;
 
@@ -89,9 +93,15 @@ pub(super) async fn start_child(shared: Arc<Shared>, tenant: TenantId, child: Ch
         Ok(summary) => summary.and_then(|summary| summary.correlation),
         Err(error) => return failed(error_chain(&error)),
     };
-    let flow = match shared.place(&key.tenant, &workflow, &input, Origin::Inside).await {
-        Ok(flow) => flow,
-        Err(error) => return failed(error.to_string()),
+    let flow = loop {
+        match shared.place(&key.tenant, &workflow, &input, Origin::Inside).await {
+            Ok(flow) => break flow,
+            // The child is on record, and is not to be missing because the host was busy.
+            Err(StartError::Flow { source: EvaluateError::Host(_), .. }) if !shared.stopping.is_cancelled() => {
+                shared.pause(BUSY_PAUSE).await;
+            }
+            Err(error) => return failed(error.to_string()),
+        }
     };
     let new = NewRun {
         flow,

@@ -36,8 +36,8 @@ const RETURNED_MS: u64 = 500;
 const BREATH: usize = 32;
 /// Timers that are looked at in one go.
 const TIMERS_PAGE: usize = 64;
-/// The wait after the journal could not be read: it may pass.
-const TROUBLE_WAIT: Duration = Duration::from_secs(1);
+/// When a queue that could not be read is looked at again: it may pass.
+const TROUBLE_MS: u64 = 1_000;
 /// Runs at the head of a queue that are looked at for one that may start: those before it wait to be replaced, or were
 /// granted a start and are about to make it.
 const HEADS: usize = 64;
@@ -186,23 +186,20 @@ impl Grant {
     /// Whether the start may be made now, when there is room for the run. It takes its turn in the pace here: it may have waited
     /// for room for long, and so may others.
     pub(super) fn begin(&mut self, now: Timestamp) -> bool {
-        let Some((_, pace)) = self.throttle else { return true };
         let mut state = self.flow.state();
         let Some(key) = state.keys.get_mut(&self.id) else { return true }; // never: it has a slot of it
-        let begun = pace.take(key.started, now);
-        if let Ok(mark) = begun {
-            key.started = Some(mark);
-        }
+        // As it is now: the settings may be others than when this was granted.
+        let begun = key.throttle.map(|pace| pace.take(&mut key.started, now).map(|()| pace)).transpose();
         key.mark = key.mark.max(key.started);
+        self.throttle = begun.ok().flatten().and_then(|pace| Some((key.started?, pace)));
         drop(state);
-        self.throttle = begun.ok().map(|mark| (mark, pace));
-        self.is_unwanted = self.throttle.is_some(); // else the pace says when it is its turn again
-        self.throttle.is_some()
+        self.is_unwanted = begun.is_ok(); // else the pace says when it is its turn again
+        begun.is_ok()
     }
 
-    /// Where the throttle stands after the start.
-    pub(super) fn mark(&self) -> Option<Mark> {
-        self.throttle.map(|(mark, _)| mark)
+    /// Where the throttle stands after the start, and its pace.
+    pub(super) fn throttle(&self) -> Option<(Mark, Pace)> {
+        self.throttle
     }
 
     /// The run has started, and that is on disk.
@@ -289,6 +286,7 @@ impl Flow {
         let key = keys.entry(id.clone()).or_default();
         if self.learn(key, id).is_err() {
             dirty.insert(id.clone());
+            self.changed.notify_one();
         }
         key
     }
@@ -333,11 +331,12 @@ impl Flow {
         if !key.has_slot() {
             return Err(None);
         }
-        let throttle = match key.throttle {
-            None => None,
-            Some(pace) => Some((pace.take(key.mark, now).map_err(Some)?, pace)),
-        };
-        key.mark = throttle.map(|(mark, _)| mark).or(key.mark);
+        let mut throttle = None;
+        if let Some(pace) = key.throttle {
+            pace.settle(&mut key.started, now);
+            pace.take(&mut key.mark, now).map_err(Some)?;
+            throttle = key.mark.map(|mark| (mark, pace));
+        }
         key.granted.insert(run);
         let slot = Some(self.slot(key, id));
         Ok(Grant { flow: Arc::clone(self), id: id.clone(), run, slot, throttle, is_unwanted: true })
@@ -510,7 +509,7 @@ impl Flow {
         &self,
         tenant: &TenantId,
         workflow: &WorkflowName,
-        after: Option<stepwell_core::Digest>,
+        after: Option<Digest>,
         limit: usize,
     ) -> Result<Vec<(FlowId, FlowCount)>, JournalError> {
         let found = self.journal.flow_counts(tenant, workflow, after, limit)?;
@@ -535,8 +534,8 @@ pub(super) async fn dispatch(shared: Arc<Shared>) {
             Ok(grants) => grants.into_iter().for_each(|grant| tell(&shared, grant)),
             Err(error) => {
                 tracing::error!(error = error_chain(&error), "a queue could not be read");
-                shared.flow.state().dirty.insert(id);
-                shared.pause(TROUBLE_WAIT).await;
+                // At a time of its own: it may be damaged for good, and others are not to wait for it.
+                shared.flow.state().timers.insert((clock::now().plus_millis(TROUBLE_MS), id));
             }
         }
         looks = looks.wrapping_add(1);

@@ -1270,7 +1270,7 @@ fn flow_change(before: Option<&RunSummary>, after: &RunSummary, grant: Option<&G
         return None;
     }
     // One that was cancelled in the queue has not used its turn.
-    let throttle = grant.filter(|_| after.started_at.is_some()).and_then(Grant::mark);
+    let throttle = grant.filter(|_| after.started_at.is_some()).and_then(Grant::throttle);
     Some(FlowChange { workflow: after.workflow.clone(), place, waited, waits, throttle })
 }
 

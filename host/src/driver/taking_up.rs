@@ -30,19 +30,28 @@ const AGAIN: Duration = Duration::from_secs(60);
 
 /// Takes up every run that has something to do, and has the queues looked at. Returns how many runs that were.
 pub(super) async fn all(shared: &Arc<Shared>) -> usize {
-    let wanted = |_: &RunKey| Ok(true);
-    take_up(shared, &wanted, true).await
+    take_up(shared, &|_| true, true).await
 }
 
 /// Looks now and then for runs that no loop drives, until the host stops.
 pub(super) async fn look_again(shared: Arc<Shared>) {
     let is_lost = |key: &RunKey| {
         let waits = |status| matches!(status, RunStatus::Suspended | RunStatus::Paused);
-        if shared.registry.has(key) || shared.journal.summary(key)?.is_none_or(|run| waits(run.status)) {
-            return Ok(false);
+        if shared.registry.has(key) {
+            return false;
         }
-        tracing::warn!(run = %key, "a run without a loop is taken up again");
-        Ok(true)
+        let is_lost = match shared.journal.summary(key) {
+            Ok(summary) => summary.is_some_and(|run| !waits(run.status)),
+            // It may be damaged for good, and must not keep others from being found.
+            Err(error) => {
+                tracing::error!(run = %key, error = error_chain(&error), "a run cannot be read");
+                false
+            }
+        };
+        if is_lost {
+            tracing::warn!(run = %key, "a run without a loop is taken up again");
+        }
+        is_lost
     };
     while !shared.stopping.is_cancelled() {
         shared.pause(AGAIN).await;
@@ -57,14 +66,12 @@ struct Turn {
     after: Option<RunId>,
 }
 
-async fn take_up(
-    shared: &Arc<Shared>,
-    wanted: &(impl Fn(&RunKey) -> Result<bool, JournalError> + Sync),
-    with_queues: bool,
-) -> usize {
+/// Goes through all tenants once. At a start that is not over before everything was taken up, and the queues are looked at too;
+/// later, whoever has no room for more is left to the next time, for others' runs may be lost meanwhile.
+async fn take_up(shared: &Arc<Shared>, wanted: &(impl Fn(&RunKey) -> bool + Sync), at_start: bool) -> usize {
     let mut turns = VecDeque::new();
     while !shared.stopping.is_cancelled() {
-        match tenants(shared, with_queues) {
+        match tenants(shared, at_start) {
             Ok(found) => {
                 turns = found;
                 break;
@@ -80,22 +87,19 @@ async fn take_up(
             turns.push_back(turn);
             passed += 1;
             if passed >= turns.len() {
+                if !at_start {
+                    break;
+                }
                 passed = 0;
                 shared.pause(PAUSE).await;
             }
             continue;
         }
         passed = 0;
-        match take_up_page(shared, &mut turn, wanted) {
+        match take_up_page(shared, &mut turn, wanted, at_start).await {
             Ok(Some(taken)) => {
                 count += taken;
                 turns.push_back(turn);
-            }
-            Ok(None) if with_queues => {
-                if let Err(error) = shared.flow.recover(&turn.tenant).await {
-                    turns.push_back(turn);
-                    unreadable(shared, &error).await;
-                }
             }
             Ok(None) => {}
             Err(error) => {
@@ -108,9 +112,9 @@ async fn take_up(
     count
 }
 
-fn tenants(shared: &Shared, with_queues: bool) -> Result<VecDeque<Turn>, JournalError> {
+fn tenants(shared: &Shared, at_start: bool) -> Result<VecDeque<Turn>, JournalError> {
     let mut tenants = shared.journal.tenants_with_unfinished()?;
-    if with_queues {
+    if at_start {
         tenants.extend(shared.journal.tenants_with_queues()?);
     }
     Ok(tenants.into_iter().map(|tenant| Turn { tenant, after: None }).collect())
@@ -122,18 +126,22 @@ fn has_room(of_tenant: usize, of_all: usize) -> bool {
 }
 
 /// Takes up a page of a tenant's runs. Returns how many that were; `None` at the end.
-fn take_up_page(
+async fn take_up_page(
     shared: &Arc<Shared>,
     turn: &mut Turn,
-    wanted: &impl Fn(&RunKey) -> Result<bool, JournalError>,
+    wanted: &(impl Fn(&RunKey) -> bool + Sync),
+    at_start: bool,
 ) -> Result<Option<usize>, JournalError> {
     let page = shared.journal.unfinished(&turn.tenant, turn.after, PAGE)?;
     if page.is_empty() {
+        if at_start {
+            shared.flow.recover(&turn.tenant).await?;
+        }
         return Ok(None);
     }
     let mut taken = 0;
     for key in page {
-        if wanted(&key)? {
+        if wanted(&key) {
             drop(shared.inbox_of(&key));
             taken += 1;
         }

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeSet;
 
-use ::redb::{ReadableTable, TableDefinition, WriteTransaction};
+use ::redb::{ReadableTable, Table, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use stepwell_core::flow::{FlowControl, FlowPlace, Mark, Pace};
@@ -114,8 +114,8 @@ pub struct FlowChange {
     pub waited: bool,
     /// Whether it is in the queue from here on.
     pub waits: bool,
-    /// Where the throttle stands now that the run starts.
-    pub throttle: Option<Mark>,
+    /// Where the throttle stands now that the run starts, by the pace it has.
+    pub throttle: Option<(Mark, Pace)>,
 }
 
 /// On what condition a run is accepted.
@@ -149,7 +149,17 @@ fn read_count(
     found.map(|value| parse(value.value(), || "a count of flow control".to_owned())).transpose()
 }
 
-/// Counts a run that is about to be created. Returns the run whose place it takes, or, with nothing changed, from when on
+fn put_count(
+    table: &mut Table<'_, &'static [u8], &'static [u8]>,
+    id: &FlowId,
+    count: &FlowCount,
+) -> Result<(), JournalError> {
+    let value = to_json(count, "a count of flow control")?;
+    table.insert(id.to_key().as_slice(), value.as_slice()).map_err(storage("write a count of flow control"))?;
+    Ok(())
+}
+
+/// Counts a run that is about to be created. Returns the run whose place it takes, or, with nothing counted, from when on
 /// it could be accepted.
 pub(super) fn admit(
     transaction: &WriteTransaction,
@@ -160,23 +170,29 @@ pub(super) fn admit(
     let Admit { id, key, admission } = admit;
     let mut counts = transaction.open_table(COUNTS).map_err(storage("open the counts of flow control"))?;
     let mut count = read_count(&counts, id)?.unwrap_or_else(|| FlowCount { key: key.clone(), ..FlowCount::default() });
-    if let Some(pace) = admission.rate_limit {
-        match pace.take(count.rate_limit, at) {
-            Ok(mark) => count.rate_limit = Some(mark),
-            Err(from) => return Ok(Err(from)),
+    let stood = count.rate_limit;
+    let taken = admission.rate_limit.map_or(Ok(()), |pace| pace.take(&mut count.rate_limit, at));
+    if let Err(from) = taken {
+        if count.rate_limit != stood {
+            put_count(&mut counts, id, &count)?;
         }
+        return Ok(Err(from));
     }
     let before = count.debounced.filter(|_| admission.debounced);
     if admission.debounced {
         count.debounced = Some(Debounced { run: *run, since: before.map_or(at, |before| before.since) });
     }
-    let value = to_json(&count, "a count of flow control")?;
-    counts.insert(id.to_key().as_slice(), value.as_slice()).map_err(storage("write a count of flow control"))?;
+    put_count(&mut counts, id, &count)?;
     Ok(Ok(before.map(|before| before.run)))
 }
 
 /// Does what a batch changes.
-pub(super) fn write(transaction: &WriteTransaction, run: &RunKey, change: &FlowChange) -> Result<(), JournalError> {
+pub(super) fn write(
+    transaction: &WriteTransaction,
+    run: &RunKey,
+    at: Timestamp,
+    change: &FlowChange,
+) -> Result<(), JournalError> {
     let id = FlowId::new(&run.tenant, &change.workflow, &change.place);
     let mut counts = transaction.open_table(COUNTS).map_err(storage("open the counts of flow control"))?;
     let mut count = read_count(&counts, &id)?
@@ -194,15 +210,15 @@ pub(super) fn write(transaction: &WriteTransaction, run: &RunKey, change: &FlowC
             count.queued = count.queued.saturating_sub(u64::from(known));
         }
     }
-    if let Some(mark) = change.throttle {
+    if let Some((mark, pace)) = change.throttle {
+        // Starts are not written in the order of their marks. But what a slower pace has left is not to outlast it.
+        pace.settle(&mut count.throttle, at);
         count.throttle = count.throttle.max(Some(mark));
     }
     if !change.waits && count.debounced.is_some_and(|debounced| debounced.run == run.run) {
         count.debounced = None;
     }
-    let value = to_json(&count, "a count of flow control")?;
-    counts.insert(id.to_key().as_slice(), value.as_slice()).map_err(storage("write a count of flow control"))?;
-    Ok(())
+    put_count(&mut counts, &id, &count)
 }
 
 impl RedbJournal {
@@ -358,7 +374,10 @@ impl RedbJournal {
 
 #[cfg(test)]
 mod tests {
+    use stepwell_core::Event;
+
     use super::*;
+    use crate::journal::{Batch, Journal};
 
     #[test]
     fn a_queue_is_in_the_order_of_priority_and_then_of_age() {
@@ -375,5 +394,35 @@ mod tests {
         let range = keys::starting_with(id.to_key());
         assert!(keys.iter().all(|key| range.contains(key)));
         assert_eq!((FlowId::parse(b"a\0w\0short"), FlowId::parse(b""), FlowId::parse(b"A\0w")), (None, None, None));
+    }
+
+    #[tokio::test]
+    async fn what_a_slower_pace_has_left_does_not_outlast_the_next_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = RedbJournal::open(&dir.path().join("journal.redb")).unwrap();
+        let key = |run| RunKey { tenant: "a".parse().unwrap(), run: RunId::from_bytes([run; 16]) };
+        let workflow: WorkflowName = "w".parse().unwrap();
+        let place = FlowPlace { key: String::new(), priority: 0, not_before: None };
+        let id = FlowId::new(&key(0).tenant, &workflow, &place);
+        let start = async |run, at, pace: Pace, mark: Mark| {
+            let (workflow, place) = (workflow.clone(), place.clone());
+            let flow = FlowChange { workflow, place, waited: true, waits: false, throttle: Some((mark, pace)) };
+            let batch = Batch { at, events: vec![Event::RunResumed {}], flow: Some(flow), ..Batch::default() };
+            journal.append(&key(run), 0, batch).await.unwrap();
+            journal.flow_count(&id).unwrap().unwrap().throttle.unwrap()
+        };
+        let at = |seconds: u64| Timestamp::from_millis(1_000_000 + seconds * 1_000);
+        let (hourly, fast) = [3_600, 1].map(|period_seconds| Pace { limit: 1, period_seconds, burst: 1 }).into();
+        let taken = |pace: Pace, mark: &mut Option<Mark>, at| {
+            pace.take(mark, at).unwrap();
+            mark.unwrap()
+        };
+        let slow = taken(hourly, &mut None, at(0));
+        assert_eq!(start(1, at(0), hourly, slow).await, slow);
+        let mut mark = None;
+        let [second, third] = [at(10), at(11)].map(|at| taken(fast, &mut mark, at));
+        let after = start(3, at(11), fast, third).await;
+        assert!(!after.is_full(at(12)) && after.is_full(at(13)), "{after:?}");
+        assert_eq!(start(2, at(11), fast, second).await, after, "they are not written in their order");
     }
 }

@@ -409,7 +409,7 @@ impl<'t> RunTables<'t> {
             waking::write(self.transaction, key, change)?;
         }
         if let Some(change) = &append.flow {
-            flow::write(self.transaction, key, change)?;
+            flow::write(self.transaction, key, append.at, change)?;
         }
         if let Some(summary) = append.summary.as_ref().filter(|_| append.ended) {
             super::triggers::enqueue(self.transaction, key, summary)?;
