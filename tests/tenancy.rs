@@ -5,7 +5,7 @@ use std::process::Command;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::support::{Server, problem};
+use crate::support::{Server, eventually, problem};
 
 pub(crate) struct Tenant {
     pub(crate) key: String,
@@ -149,6 +149,61 @@ async fn keys_work_until_revoked_and_are_kept_nowhere() {
     assert_eq!(String::from_utf8(found.stdout).unwrap(), "", "the key is on disk");
     assert!(!server.log().contains(secret), "the key is in the log");
     assert!(admin(&server, &["key", "list"]).1.contains("revoked"));
+}
+
+/// Timers and queues of one tenant come due by the hundred while the host is down, those of another one by one and later.
+#[tokio::test]
+async fn a_backlog_after_a_restart_holds_up_its_own_tenant_only() {
+    const EACH: usize = 150;
+    let mut server = Server::start_with(&["--active-runs", "4"]);
+    let (many, one) = (create(&server, "many"), create(&server, "one"));
+    for tenant in [&many, &one] {
+        for name in ["sleeps", "queues"] {
+            server.deploy_as(&tenant.key, name, "stepwell_waits").await;
+        }
+        let control = json!({ "key": ".[0].publish", "debounce": { "seconds": 7 } });
+        let put = server.request_as(&tenant.key, Method::PUT, "/v1/workflows/queues/flow-control").json(&control);
+        assert_eq!(put.send().await.unwrap().status(), StatusCode::OK);
+    }
+    let server_now = &server;
+    let start = async |tenant: &Tenant, workflow: &str, acts: Value| {
+        let path = format!("/v1/workflows/{workflow}/runs");
+        let started = server_now.request_as(&tenant.key, Method::POST, &path).json(&json!({ "input": acts }));
+        assert_eq!(started.send().await.unwrap().status(), StatusCode::ACCEPTED);
+    };
+    for (tenant, count) in [(&many, EACH), (&one, 1)] {
+        for n in 0..count {
+            start(tenant, "sleeps", json!([{ "sleep": 7_000 }, { "busy_ms": 15 }])).await;
+            start(tenant, "queues", json!([{ "publish": n.to_string() }, { "busy_ms": 15 }])).await;
+        }
+    }
+    let runs = async |server: &Server, tenant: &Tenant, status: &str| {
+        let path = format!("/v1/runs?limit=500&status={status}");
+        let page: Value =
+            server.request_as(&tenant.key, Method::GET, &path).send().await.unwrap().json().await.unwrap();
+        page["data"].as_array().unwrap().clone()
+    };
+    eventually("all to wait", || async {
+        let waiting = runs(&server, &many, "queued").await.len() + runs(&server, &many, "suspended").await.len();
+        (waiting == 2 * EACH).then_some(())
+    })
+    .await;
+    let due = stepwell::clock::now().plus_millis(7_500);
+    server.kill();
+    eventually("all to be due", || async { (stepwell::clock::now() > due).then_some(()) }).await;
+    server.start_again();
+    let mut ended = Vec::new();
+    for (tenant, count) in [(&one, 1), (&many, EACH)] {
+        let runs = eventually("all to end", || async {
+            Some(runs(&server, tenant, "completed").await).filter(|runs| runs.len() == 2 * count)
+        });
+        let times = runs.await.into_iter().map(|run| run["ended_at"].as_str().unwrap().to_owned());
+        let mut times: Vec<_> = times.collect();
+        times.sort_unstable();
+        ended.push(times);
+    }
+    let before = ended[1].iter().filter(|time| **time < ended[0][1]).count();
+    assert!(before < EACH / 3, "{before} of {} came first", 2 * EACH);
 }
 
 #[test]
