@@ -2,8 +2,13 @@
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
+use stepwell::journal::Journal;
+use stepwell_core::flow::FlowControl;
+use stepwell_core::{Json, RunKey};
 
-use crate::support::{Server, check_history, eventually, problem};
+use crate::driver::Host;
+use crate::journal::Trouble;
+use crate::support::{PATIENCE, Server, check_history, eventually, problem};
 
 fn count(events: &[Value], kind: &str) -> usize {
     events.iter().filter(|event| event["kind"] == kind).count()
@@ -85,6 +90,44 @@ async fn a_step_that_asked_for_what_is_no_child_can_be_taken_up_again() {
     let events = server.events(&id).await;
     check_history(&events);
     assert_eq!(count(&events, "step.failed"), 0);
+}
+
+/// The power goes at every write. A step that was taken up again once asked for the end of its child before that was made again,
+/// and was told that it had been cancelled.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_child_that_is_on_record_is_there_before_its_step_goes_on() {
+    let mut host = Host::with("waits", "stepwell_waits").await;
+    // A key, so that it takes a while until a run is accepted.
+    let control = FlowControl { key: Some(".[0].publish".to_owned()), ..FlowControl::default() };
+    host.driver.set_flow_control(&host.tenant, &host.workflow, Some(&control)).await.unwrap();
+    let mut cut_off = 0;
+    for writes in 0.. {
+        host.disk.trouble(Trouble::GoneAfter(writes));
+        let acts = json!([{"start": {"workflow": "waits", "input": [{"publish": 1}]}}, {"await": {}}]);
+        let input = Json::parse(acts.to_string()).unwrap();
+        let started = host.driver.start(&host.tenant, &host.workflow, None, input, None).await;
+        let key = started.map(|started| RunKey { tenant: host.tenant.clone(), run: started.run });
+        let is_done =
+            |host: &Host, key: &RunKey| host.journal.summary(key).unwrap().is_some_and(|run| run.status.is_terminal());
+        let is_whole = match &key {
+            Ok(key) => tokio::select! {
+                () = host.journal.broken() => false,
+                () = eventually("the run to end", async || is_done(&host, key).then_some(())) => true,
+            },
+            Err(_) => false,
+        };
+        host = host.after_a_power_cut(0).await;
+        let Ok(key) = key else { continue };
+        eventually("the run to end", async || is_done(&host, &key).then_some(())).await;
+        let output = host.output(&key);
+        assert!(output[1][0].is_number(), "after {writes} writes: {output}");
+        if is_whole {
+            break;
+        }
+        cut_off += 1;
+    }
+    assert!(cut_off >= 4, "{cut_off}");
+    tokio::time::timeout(PATIENCE, host.driver.stop()).await.unwrap();
 }
 
 /// What was accepted once is answered as it was, whatever has changed since: the request was once looked at first.

@@ -248,6 +248,9 @@ pub(super) struct RunLoop {
     /// Children that a wait has asked after. Whoever is resumed asks again: what was told while the run was paused was not
     /// heard.
     asked: HashSet<(RunId, Seq)>,
+    /// Children that are being made, and by which step. An attempt that is taken up again goes on when they are there: what it
+    /// does next says that they are.
+    starting: HashMap<RunId, StepId>,
     /// Steps that wait for a child to be there.
     child_replies: HashMap<RunId, ChildReply>,
     /// Somebody could not be told. The next start tries again.
@@ -543,6 +546,7 @@ impl RunLoop {
             errands: FuturesUnordered::new(),
             begun: HashSet::new(),
             asked: HashSet::new(),
+            starting: HashMap::new(),
             child_replies: HashMap::new(),
             family_failed: false,
             settled: false,
@@ -865,6 +869,7 @@ impl RunLoop {
         self.look = true;
         match errand {
             Errand::ChildStarted { run, started } => {
+                self.starting.remove(&run);
                 if let Some(reply) = self.child_replies.remove(&run) {
                     // One that is not there shows in the wait for it.
                     drop(reply.send(if started { Ok(Ok(run)) } else { Err(HostRefusal::Unavailable) }));
@@ -1033,7 +1038,7 @@ impl RunLoop {
                     let held = self.run.status() == Some(RunStatus::Paused);
                     if self.attempts.contains_key(&step) {
                         moves = true;
-                    } else if self.phase != Phase::Driving || held {
+                    } else if self.phase != Phase::Driving || held || self.starting.values().any(|by| *by == step) {
                         // Not now.
                     } else if !self.has_slot() {
                         // Its room is not kept meanwhile: whoever has the slot may wait for just that.
@@ -1141,7 +1146,7 @@ impl RunLoop {
         let (run, since) = match &effect {
             Effect::StartChild { child, since, .. } => (child.run, *since),
             // One that is being started is cancelled when it is there.
-            Effect::CancelChild { run, .. } if self.child_replies.contains_key(run) => return,
+            Effect::CancelChild { run, .. } if self.starting.contains_key(run) => return,
             Effect::AskChild { run, since } | Effect::CancelChild { run, since } => (*run, *since),
             Effect::TellParent { parent, since, .. } => (*parent, *since),
             Effect::StartRun { .. } | Effect::RunStep { .. } | Effect::WakeAt { .. } => return,
@@ -1158,7 +1163,8 @@ impl RunLoop {
                     tracing::error!(run = %self.key, child = %run, error = error_chain(&error), "a child could not be read");
                 }
             },
-            Effect::StartChild { child, .. } => {
+            Effect::StartChild { step, child, .. } => {
+                self.starting.insert(child.run, step);
                 let parent = ParentRef { run: self.key.run, depth: self.run.depth() + 1 };
                 let start = family::start_child(Arc::clone(&self.shared), self.key.tenant.clone(), *child, parent);
                 self.errands.push(Box::pin(start));
