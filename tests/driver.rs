@@ -10,13 +10,13 @@ use serde_json::{Value, json};
 use stepwell::clock;
 use stepwell::driver::{Driver, DriverConfig, Outside};
 use stepwell::journal::catalog::VersionRecord;
-use stepwell::journal::{Journal, RedbJournal};
+use stepwell::journal::{Journal, RedbJournal, RunFilter};
 use stepwell::sandbox::{Sandbox, SandboxConfig};
 use stepwell::vault::Vault;
-use stepwell_core::{Event, Json, Payload, RunKey, TenantId, WorkflowName};
+use stepwell_core::{Event, Json, Payload, RunKey, RunStatus, TenantId, WorkflowName};
 use stepwell_outbound::{Outbound, OutboundConfig};
 
-use crate::journal::Disk;
+use crate::journal::{Disk, Trouble};
 use crate::support::{PATIENCE, Server, check_history, eventually, guest};
 
 /// A driver of one's own, with a guest deployed.
@@ -182,6 +182,87 @@ async fn a_host_that_stops_leaves_what_it_cut_off_to_the_next() {
     eventually("the attempt to go on", again).await;
     next.cancel(&key, None).await.unwrap();
     next.stop().await;
+}
+
+/// An attempt that is cut off in a paused run is taken up again behind the resumption, and only once that is on disk.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_paused_run_goes_on_when_it_is_on_disk_that_it_does() {
+    let host = Host::new().await;
+    let key = host.start(json!({"busy_ms": 20_000, "updates": 1_000})).await;
+    eventually("an update", || async { host.kinds(&key).contains(&"step.update").then_some(()) }).await;
+    host.driver.pause(&key, None).await.unwrap();
+    let host = host.after_a_power_cut(0).await;
+    let before = host.kinds(&key).len();
+    let held = host.disk.hold();
+    let resumed = host.driver.resume(&key);
+    tokio::pin!(resumed);
+    assert!(futures_util::poll!(resumed.as_mut()).is_pending());
+    eventually("the journal to wait for the disk", || async { held.is_awaited().then_some(()) }).await;
+    // Something that must not happen needs time to happen.
+    for _ in 0..50 {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        assert_eq!(host.attempts_under_way(), 0, "a step runs in a run that is paused");
+    }
+    drop(held);
+    tokio::time::timeout(PATIENCE, resumed).await.unwrap().unwrap();
+    eventually("the step to go on", || async { (host.attempts_under_way() == 1).then_some(()) }).await;
+    assert_eq!(host.kinds(&key)[before..before + 2], ["run.resumed", "step.resumed"]);
+    host.driver.cancel(&key, None).await.unwrap();
+    host.driver.stop().await;
+}
+
+/// A paused run is on no list of those that have something to do, until a step of it fails that has children.
+#[tokio::test(flavor = "multi_thread")]
+async fn children_of_an_attempt_that_fails_in_a_paused_run_are_cancelled_after_a_crash_too() {
+    let host = Host::with("waits", "stepwell_waits").await;
+    let child = json!({"start": {"workflow": "waits", "input": [{"signal": {"name": "go"}}]}});
+    let key = host.start(json!([child, {"busy_ms": 700}, {"fail": {"attempts": 1, "code": "busy"}}])).await;
+    let child = || async {
+        let filter = RunFilter { status: Some(RunStatus::Suspended), ..RunFilter::default() };
+        let runs = host.journal.runs(&host.tenant, &filter, 10).unwrap();
+        runs.runs.into_iter().map(|(run, _)| RunKey { tenant: host.tenant.clone(), run }).find(|run| *run != key)
+    };
+    let child = eventually("the child to wait", child).await;
+    host.driver.pause(&key, None).await.unwrap();
+    // The failure gets to disk, and the child's cancellation does not.
+    let held = host.disk.hold();
+    let has_failed = || host.kinds(&key).contains(&"step.failed");
+    loop {
+        let moved = || async { (held.is_awaited() || has_failed()).then_some(()) };
+        eventually("the journal to wait for the disk", moved).await;
+        if has_failed() {
+            break;
+        }
+        held.let_one_through();
+    }
+    host.disk.trouble(Trouble::GoneAfter(0));
+    drop(held);
+    tokio::time::timeout(PATIENCE, host.journal.broken()).await.unwrap();
+    let host = host.after_a_power_cut(0).await;
+    let status = |key: &RunKey| host.journal.summary(key).unwrap().unwrap().status;
+    assert!(host.kinds(&key).contains(&"step.failed"));
+    eventually("the child to be cancelled", || async { (status(&child) == RunStatus::Cancelled).then_some(()) }).await;
+    assert_eq!(status(&key), RunStatus::Paused);
+    host.driver.stop().await;
+}
+
+/// Whatever happened to a run that waited for room sent it to the end of the line.
+#[tokio::test]
+async fn a_place_in_the_line_for_room_is_kept() {
+    let server = Server::start_with(&["--dev", "--active-runs", "1"]);
+    server.deploy("waits", "stepwell_waits").await;
+    let first = server.start_run("waits", json!([{"sleep": 50}, {"publish": 1}])).await;
+    server.run_when(&first, |run| run["status"] == "suspended").await;
+    let busy = server.start_run("waits", json!([{"busy_ms": 2_000}])).await;
+    server.run_when(&first, |run| run["status"] == "running").await;
+    let last = server.start_run("waits", json!([])).await;
+    for n in 0..3 {
+        let told = server.request(Method::POST, &format!("/v1/runs/{first}/signals/go")).json(&json!(n)).send().await;
+        assert_eq!(told.unwrap().status(), StatusCode::ACCEPTED);
+    }
+    assert_eq!(server.get(&format!("/v1/runs/{busy}")).await["status"], "running", "too slow for this test");
+    let (first, last) = (server.ended(&first).await, server.ended(&last).await);
+    assert!(first["ended_at"].as_str() < last["started_at"].as_str(), "{first} {last}");
 }
 
 /// Refused updates once counted as staged: with enough of them the loop took no message any more, for ever.

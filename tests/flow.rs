@@ -289,6 +289,21 @@ async fn a_limit_that_is_made_faster_holds_for_what_waits_for_the_old_one() {
     .await;
 }
 
+#[tokio::test]
+async fn a_start_that_is_refused_takes_nobodys_turn() {
+    let throttle = json!({ "limit": 1, "period_seconds": 600, "burst": 3 });
+    let once = json!({ "limit": 1, "period_seconds": 86_400, "burst": 1 });
+    let server = server_with(json!({ "throttle": throttle, "rate_limit": once })).await;
+    let busy = server.start_run("waits", json!([{ "busy_ms": 3_000 }])).await; // it keeps what is known of its key in memory
+    for _ in 0..3 {
+        let refused = server.post_run("waits", json!([])).send().await.unwrap();
+        assert_eq!(problem(refused).await, (429, "rate_limited".to_owned()));
+    }
+    set(&server, json!({ "throttle": throttle })).await;
+    let next = server.start_run("waits", json!([])).await;
+    completed(&server, &[next, busy]).await;
+}
+
 /// The queue's count of one key and the summary of one run do not parse.
 #[tokio::test]
 async fn what_is_damaged_of_one_holds_up_no_other() {

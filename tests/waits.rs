@@ -108,6 +108,8 @@ async fn a_signal_that_comes_early_is_kept_and_one_with_the_same_key_comes_once(
         (StatusCode::ACCEPTED, &"true".parse().unwrap())
     );
     assert_eq!(again.json::<Value>().await.unwrap()["seq"], first["seq"]);
+    let other = with_key(json!(3)).send().await.unwrap();
+    assert_eq!(problem(other).await, (422, "idempotency_mismatch".to_owned()), "it would be taken twice");
     send(&server, &id, "go", json!(2)).await;
     let listed = server.get(&format!("/v1/runs/{id}/signals?limit=1")).await;
     assert_eq!((&listed["data"][0]["payload"], &listed["page"]["has_more"]), (&json!(1), &json!(true)));
@@ -150,8 +152,11 @@ async fn signals_that_cannot_be_taken_change_nothing() {
     let large = json!("x".repeat(300_000));
     assert_eq!(problem(signal(&server, &id, "go", large).await).await, (413, "too_large".to_owned()));
     let path = format!("/v1/runs/{id}/signals/go");
-    let broken = server.request(Method::POST, &path).body("{").send().await.unwrap();
-    assert_eq!(problem(broken).await, (422, "invalid_json".to_owned()));
+    // The last ones are JSON, and no step could read them.
+    for body in [b"{".as_slice(), b"\"\xff\"", br#""\ud800""#, b"1e400"] {
+        let broken = server.request(Method::POST, &path).body(body).send().await.unwrap();
+        assert_eq!(problem(broken).await, (422, "invalid_json".to_owned()), "{body:?}");
+    }
     assert_eq!(server.events(&id).await.len(), before);
     send(&server, &id, "go", json!(1)).await;
     server.ended(&id).await;
@@ -274,6 +279,47 @@ async fn children_end_with_what_started_them_unless_they_are_detached() {
     for child in children {
         assert_eq!(server.ended(child["id"].as_str().unwrap()).await["status"], "cancelled");
     }
+}
+
+/// What followed from the answer was once decided and not written until something else happened, which could be never.
+#[tokio::test]
+async fn a_child_that_ends_before_it_is_waited_for_is_an_answer_at_once() {
+    let server = Server::start();
+    server.deploy("waits", "stepwell_waits").await;
+    let start = |input: Value| json!({"start": {"workflow": "waits", "input": input}});
+    let run = server.run("waits", json!([start(json!([{"publish": 1}])), {"sleep": 300}, {"await": {}}])).await;
+    assert_eq!(run["status"], "completed", "{run}");
+    let events = server.events(run["id"].as_str().unwrap()).await;
+    check_history(&events);
+    let at = |kind: &str| {
+        let event = events.iter().rfind(|event| event["kind"] == kind).unwrap();
+        event["at"].as_str().unwrap().parse::<jiff::Timestamp>().unwrap().as_millisecond()
+    };
+    assert!(at("step.resumed") - at("step.suspended") < 5_000, "{events:?}");
+
+    // Without a time limit there is nothing else that could happen.
+    let fast =
+        json!({"stepwell": 1, "nodes": [{"id": "a", "kind": "transform", "output": "${ .input }"}], "output": "a"});
+    server.deploy_graph("fast", &fast).await;
+    let nap = json!({"stepwell": 1, "nodes": [{"id": "nap", "kind": "sleep", "for": "300ms"}]});
+    server.deploy_graph("nap", &nap).await;
+    for child in ["fast", "nap"] {
+        let node = json!({"id": "c", "kind": "workflow", "workflow": child, "input": "${ .input }"});
+        server.deploy_graph(&format!("of-{child}"), &json!({"stepwell": 1, "nodes": [node], "output": "c"})).await;
+    }
+    let starts = (0..100).map(|n| server.start_run("of-fast", json!(n)));
+    for (n, id) in futures_util::future::join_all(starts).await.iter().enumerate() {
+        let run = server.ended(id).await;
+        assert_eq!((&run["status"], &run["output"]), (&json!("completed"), &json!(n)), "{run}");
+    }
+    let id = server.start_run("of-nap", json!(null)).await;
+    waiting_for(&server, &id, "child").await;
+    let control = |what: &str| server.request(Method::POST, &format!("/v1/runs/{id}/{what}")).send();
+    assert_eq!(control("pause").await.unwrap().status(), StatusCode::OK);
+    let children = server.get(&format!("/v1/runs?parent={id}")).await;
+    server.ended(children["data"][0]["id"].as_str().unwrap()).await;
+    assert_eq!(control("resume").await.unwrap().status(), StatusCode::OK);
+    assert_eq!(server.ended(&id).await["status"], "completed");
 }
 
 #[tokio::test]

@@ -4096,7 +4096,7 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description The same key with the same payload brings the signal once. */
+                /** @description The same key brings a signal of this name once; with another payload it is refused. */
                 "Idempotency-Key"?: string | null;
             };
             path: {
@@ -4159,7 +4159,7 @@ export interface operations {
                     "application/json": components["schemas"]["Problem"];
                 };
             };
-            /** @description `unknown_signal`, `invalid_json`, `invalid_signal` (with `problems`, where the signal has a schema), `signal_not_checked` */
+            /** @description `unknown_signal`, `invalid_json`, `invalid_signal` (with `problems`, where the signal has a schema), `signal_not_checked`, `idempotency_mismatch` */
             422: {
                 headers: {
                     [name: string]: unknown;

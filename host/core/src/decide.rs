@@ -107,7 +107,7 @@ pub enum Input {
         name: String,
         /// What it tells.
         payload: Payload,
-        /// SHA-256 of the sender's idempotency key.
+        /// The sender's idempotency key, as it stands in the event.
         key: Option<Digest>,
     },
     /// Somebody wants the run to be held.
@@ -215,6 +215,9 @@ pub enum Refusal {
     /// The signal has come before, with the same idempotency key.
     #[error("the signal has come before, as event {0}")]
     SignalRepeated(Seq),
+    /// The idempotency key came with another payload before.
+    #[error("this idempotency key was used for another signal of this run")]
+    SignalMismatch,
     /// No step takes the signals that have come.
     #[error("{SIGNALS_KEPT_MAX} signals wait to be taken")]
     TooManySignals,
@@ -248,10 +251,10 @@ impl Run {
         if let Some(status) = self.status.filter(|status| status.is_terminal()) {
             // Whoever repeats the signal that ended the run asks about that signal, not about the run.
             let repeats = match &input {
-                Input::Signal { key: Some(key), .. } => self.signal_keys.get(key),
+                Input::Signal { key: Some(key), .. } => self.signal_known(key),
                 _ => None,
             };
-            return Err(repeats.map_or(Refusal::Ended(status), Refusal::SignalRepeated));
+            return Err(repeats.unwrap_or(Refusal::Ended(status)));
         }
         match input {
             Input::Queue { workflow, version, input, parent, rerun_of, shadow_of, taken_over, place } => {
@@ -297,8 +300,8 @@ impl Run {
                 if self.graph.signal(&name).is_none() {
                     return Err(Refusal::UnknownSignal);
                 }
-                if let Some(seq) = key.and_then(|key| self.signal_keys.get(&key)) {
-                    return Err(Refusal::SignalRepeated(seq));
+                if let Some(known) = key.and_then(|key| self.signal_known(&key)) {
+                    return Err(known);
                 }
                 if self.signals_kept >= SIGNALS_KEPT_MAX && !self.is_awaited(&name) {
                     return Err(Refusal::TooManySignals);
@@ -341,6 +344,12 @@ impl Run {
                 Ok(vec![Event::RunCancelled { reason }])
             }
         }
+    }
+
+    /// Why a signal with this key is not taken, if it is not.
+    fn signal_known(&self, key: &Digest) -> Option<Refusal> {
+        let (seq, known) = self.signal_keys.get(key)?;
+        Some(if known == *key { Refusal::SignalRepeated(seq) } else { Refusal::SignalMismatch })
     }
 
     /// An outcome must fit its node. It may only name labels that the node's edges carry; anything else is a slip that
@@ -435,7 +444,7 @@ impl Run {
 
     /// Whether an attempt has had no instance since it was last due: nothing is begun in a paused run. What a host that
     /// stops takes from it is nothing.
-    fn is_held(&self, step: &Step) -> bool {
+    pub(crate) fn is_held(&self, step: &Step) -> bool {
         let held = |since: Seq| self.status == Some(RunStatus::Paused) && since > self.paused_since;
         matches!(step.state, StepState::Running { since } if held(since))
     }

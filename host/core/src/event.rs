@@ -69,7 +69,7 @@ pub enum Event {
         name: String,
         /// What was told.
         payload: Payload,
-        /// SHA-256 of the sender's idempotency key: the same one is not taken twice.
+        /// The first half stands for the sender's idempotency key, and is not taken twice; the second half for what came with it.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         key: Option<Digest>,
     },

@@ -3,7 +3,8 @@
 use std::fmt;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::de::{MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
 use crate::ids::Digest;
@@ -16,7 +17,7 @@ pub const JSON_DEPTH_MAX: usize = 100;
 /// ordinary values.
 pub const INLINE_BYTES_MAX: usize = 64 * 1024;
 
-/// Valid JSON text on one line, at most [`JSON_DEPTH_MAX`] deep, kept as it was written.
+/// Valid JSON text on one line that common parsers can read, at most [`JSON_DEPTH_MAX`] deep, kept as it was written.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Json(Arc<RawValue>);
@@ -41,7 +42,11 @@ impl Json {
         // A raw line break cannot stand inside a JSON string, so every one of them is white space; without them
         // an event is one line of a stream.
         let text = if text.bytes().any(|b| b == b'\n' || b == b'\r') { text.replace(['\n', '\r'], " ") } else { text };
-        let raw = RawValue::from_string(text).map_err(|error| InvalidJson::Syntax(error.to_string()))?;
+        let syntax = |error: serde_json::Error| InvalidJson::Syntax(error.to_string());
+        let raw = RawValue::from_string(text).map_err(syntax)?;
+        if may_be_unreadable(raw.get().as_bytes()) {
+            serde_json::from_str::<Readable>(raw.get()).map_err(syntax)?;
+        }
         Ok(Self(raw.into()))
     }
 
@@ -96,6 +101,71 @@ impl Eq for Json {}
 impl fmt::Debug for Json {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
+    }
+}
+
+/// Whether valid JSON may have what the grammar allows and parsers refuse, the steps' among them: half of a surrogate pair, or a
+/// number beyond those that 64 bits can hold. A quick look that may say yes too often.
+fn may_be_unreadable(text: &[u8]) -> bool {
+    let mut digits = 0;
+    let mut before = 0;
+    text.iter().any(|byte| {
+        let is_escape = before == b'\\' && *byte == b'u';
+        let is_power = before.is_ascii_digit() && matches!(byte, b'e' | b'E');
+        digits = if byte.is_ascii_digit() { digits + 1 } else { 0 };
+        before = *byte;
+        is_escape || is_power || digits > f64::MAX_10_EXP
+    })
+}
+
+/// A value of which nothing is kept but that it can be read.
+struct Readable;
+
+impl<'de> Deserialize<'de> for Readable {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(Self)
+    }
+}
+
+impl<'de> Visitor<'de> for Readable {
+    type Value = Self;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_unit<E>(self) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self, A::Error> {
+        while items.next_element::<Self>()?.is_some() {}
+        Ok(self)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Self, A::Error> {
+        while entries.next_entry::<Self, Self>()?.is_some() {}
+        Ok(self)
     }
 }
 
@@ -182,6 +252,17 @@ mod tests {
         assert_eq!(Json::parse(deep(1_000_000)), Err(InvalidJson::TooDeep));
         let parsed: serde_json::Value = serde_json::from_str(&deep(JSON_DEPTH_MAX)).unwrap();
         assert!(parsed.is_array());
+    }
+
+    #[test]
+    fn what_the_grammar_allows_and_no_step_can_read_is_refused() {
+        let digits = |count: usize| "9".repeat(count);
+        for text in [r#""\ud800""#, r#"{"a":["\udc00\ud800"]}"#, r#"{"\uD8ff":1}"#, "1e400", "[-1E999]", &digits(400)] {
+            assert!(matches!(Json::parse(text.to_owned()), Err(InvalidJson::Syntax(_))), "{text}");
+        }
+        for text in [r#""\ud83d\ude00""#, r#""\\ud800""#, "1e-400", "-1.5E300", r#""1e400""#, &digits(300)] {
+            assert_eq!(Json::parse(text.to_owned()).unwrap().as_str(), text, "and kept as it was written");
+        }
     }
 
     #[test]

@@ -210,19 +210,27 @@ pub struct Run {
 /// The idempotency keys of the last signals.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub(crate) struct SignalKeys {
-    by_key: HashMap<Digest, Seq>,
+    /// By what stands for the sender's key: the event, and all of the key.
+    by_key: HashMap<Digest, (Seq, Digest)>,
     in_order: VecDeque<Digest>,
 }
 
 impl SignalKeys {
-    /// The event of the signal that came with this key.
-    pub(crate) fn get(&self, key: &Digest) -> Option<Seq> {
-        self.by_key.get(key).copied()
+    /// The event of the signal that came with this key of its sender, and all of the key that it had.
+    pub(crate) fn get(&self, key: &Digest) -> Option<(Seq, Digest)> {
+        self.by_key.get(&Self::of_sender(key)).copied()
+    }
+
+    fn of_sender(key: &Digest) -> Digest {
+        let mut half = [0; 32];
+        half.iter_mut().zip(key.as_bytes()).take(16).for_each(|(to, from)| *to = *from);
+        Digest::from_bytes(half)
     }
 
     fn insert(&mut self, key: Digest, seq: Seq) {
-        if self.by_key.insert(key, seq).is_none() {
-            self.in_order.push_back(key);
+        let of_sender = Self::of_sender(&key);
+        if self.by_key.insert(of_sender, (seq, key)).is_none() {
+            self.in_order.push_back(of_sender);
         }
         if self.in_order.len() > SIGNAL_KEYS_MAX
             && let Some(oldest) = self.in_order.pop_front()
@@ -487,12 +495,14 @@ impl Run {
             return owed;
         }
         owed.extend(self.deadline.map(|(at, since)| Effect::WakeAt { at, since }));
+        // Whoever waits for a child may come before the step that starts it.
+        let mut starts = Vec::new();
         for place in &self.active {
             let Some((step, id)) = self.at(place).zip(self.id_of(place)) else { continue };
             match &step.state {
                 StepState::Running { since } => {
                     if let Some((child, since)) = &step.starting {
-                        owed.push(Effect::StartChild { step: id.clone(), child: child.clone(), since: *since });
+                        starts.push(Effect::StartChild { step: id.clone(), child: child.clone(), since: *since });
                     }
                     owed.push(Effect::RunStep { step: id, node: place.node, attempt: step.attempts, since: *since });
                 }
@@ -511,6 +521,7 @@ impl Run {
                 | StepState::Cancelled => {}
             }
         }
+        owed.splice(0..0, starts);
         owed
     }
 
@@ -540,6 +551,12 @@ impl Run {
     #[must_use]
     pub fn can_resume(&self, step: &StepId) -> bool {
         self.step(step).is_some_and(|(_, step)| !step.mid_call)
+    }
+
+    /// Whether a step that is owed an attempt had one under way: what became due while the run was paused was not begun.
+    #[must_use]
+    pub fn has_begun(&self, step: &StepId) -> bool {
+        self.step(step).is_some_and(|(_, step)| !self.is_held(step))
     }
 
     /// What a step is handed, in the order of its node's needs. Ancestors that were skipped are left out.

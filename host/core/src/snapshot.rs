@@ -13,7 +13,7 @@ use crate::time::Timestamp;
 
 /// The form of a snapshot, and the meaning of the fold. Whoever changes what [`Run`] is made of, or what an event does to it,
 /// gives this another number: then runs are folded from their first event, once.
-pub(crate) const VERSION: u32 = 2;
+pub(crate) const VERSION: u32 = 3;
 
 #[derive(Serialize)]
 struct Written<'a> {

@@ -52,7 +52,7 @@ pub(super) struct SignalledBody {
     params(
         ("id" = String, Path, description = "The run's id."),
         ("name" = String, Path, description = "One of the workflow's signals."),
-        ("Idempotency-Key" = Option<String>, Header, description = "The same key with the same payload brings the signal once."),
+        ("Idempotency-Key" = Option<String>, Header, description = "The same key brings a signal of this name once; with another payload it is refused."),
     ),
     request_body(content = Object, description = "Any JSON of at most 256 KiB; `null` when it is left out."),
     responses(
@@ -61,7 +61,7 @@ pub(super) struct SignalledBody {
         (status = 404, description = "`unknown_run`", body = ProblemBody),
         (status = 409, description = "`run_ended`", body = ProblemBody),
         (status = 413, description = "`too_large`", body = ProblemBody),
-        (status = 422, description = "`unknown_signal`, `invalid_json`, `invalid_signal` (with `problems`, where the signal has a schema), `signal_not_checked`", body = ProblemBody),
+        (status = 422, description = "`unknown_signal`, `invalid_json`, `invalid_signal` (with `problems`, where the signal has a schema), `signal_not_checked`, `idempotency_mismatch`", body = ProblemBody),
         (status = 429, description = "`too_many_signals`: steps have not taken the ones before", body = ProblemBody),
     ))]
 pub(super) async fn signal(
@@ -73,10 +73,10 @@ pub(super) async fn signal(
 ) -> Result<Response, Problem> {
     let key = tenant.run(&id)?;
     let body = problem::body(&headers, body, SIGNAL_BYTES_MAX).await?;
-    let text = if body.trim_ascii().is_empty() { "null" } else { std::str::from_utf8(&body).unwrap_or_default() };
-    let payload = Json::parse(text.to_owned());
-    let payload =
-        payload.map_err(|error| Problem::invalid("invalid_json", format!("the payload is not usable: {error}")))?;
+    let unusable = |why: String| Problem::invalid("invalid_json", format!("the payload is not usable: {why}"));
+    let body = if body.trim_ascii().is_empty() { b"null" } else { &*body };
+    let text = std::str::from_utf8(body).map_err(|error| unusable(error.to_string()))?;
+    let payload = Json::parse(text.to_owned()).map_err(|error| unusable(error.to_string()))?;
     let idempotency = idempotency_text(&headers)?;
     let signalled = app.driver.signal(&key, name, payload, idempotency.as_deref()).await?;
     let mut response = (StatusCode::ACCEPTED, Answer(SignalledBody { seq: signalled.seq })).into_response();

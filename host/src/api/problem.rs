@@ -265,6 +265,7 @@ impl From<Refusal> for Problem {
         match refusal {
             Refusal::Ended(status) => conflict("run_ended").with("run_status", status.as_str()),
             Refusal::UnknownSignal => Self::invalid("unknown_signal", detail),
+            Refusal::SignalMismatch => Self::invalid("idempotency_mismatch", detail),
             Refusal::TooManySignals => Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many_signals", detail),
             Refusal::NotStarted => conflict("run_not_started"),
             Refusal::Paused => conflict("run_paused"),

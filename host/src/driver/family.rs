@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use stepwell_core::event::{ChildEnd, ChildRef, ParentRef};
-use stepwell_core::{Event, Payload, RunId, RunKey, RunStatus, TenantId};
+use stepwell_core::{Event, Payload, RunId, RunKey, RunStatus, Seq, TenantId};
 use tokio::sync::oneshot;
 
 use super::placing::Origin;
@@ -24,6 +24,8 @@ pub(super) enum Errand {
     ChildStarted { run: RunId, started: bool },
     /// A child was told to stop, or the parent of the end; or could not be.
     Told { told: bool },
+    /// A child is to be asked after again.
+    AskAgain { run: RunId, since: Seq },
     /// The run's state was kept, for when it is taken up again.
     Snapshotted(Result<(), JournalError>),
     /// The list of unfinished runs was written.

@@ -178,6 +178,8 @@ pub(super) struct Grant {
     run: RunId,
     slot: Option<Slot>,
     throttle: Option<(Mark, Pace)>,
+    /// Whether it has taken that turn among the starts that are made.
+    has_begun: bool,
     /// Whether the run is to wait a moment when it gives this back: it could not be taken up.
     is_unwanted: bool,
 }
@@ -193,6 +195,7 @@ impl Grant {
         key.mark = key.mark.max(key.started);
         self.throttle = begun.ok().flatten().and_then(|pace| Some((key.started?, pace)));
         drop(state);
+        self.has_begun = begun.is_ok();
         self.is_unwanted = begun.is_ok(); // else the pace says when it is its turn again
         begun.is_ok()
     }
@@ -219,6 +222,7 @@ impl Drop for Grant {
             }
             if let Some((_, pace)) = self.throttle {
                 key.mark = key.mark.map(|mark| pace.give_back(mark));
+                key.started = key.started.map(|mark| if self.has_begun { pace.give_back(mark) } else { mark });
             }
         }
         state.dirty.insert(self.id.clone());
@@ -339,7 +343,7 @@ impl Flow {
         }
         key.granted.insert(run);
         let slot = Some(self.slot(key, id));
-        Ok(Grant { flow: Arc::clone(self), id: id.clone(), run, slot, throttle, is_unwanted: true })
+        Ok(Grant { flow: Arc::clone(self), id: id.clone(), run, slot, throttle, has_begun: false, is_unwanted: true })
     }
 
     fn slot(self: &Arc<Self>, key: &mut Key, id: &FlowId) -> Slot {

@@ -341,10 +341,13 @@ impl Driver {
         payload: Json,
         idempotency: Option<&str>,
     ) -> Result<Signalled, ControlError> {
-        // The key stands for the signal as a whole: the same key with another name or payload is another signal.
+        // Each name has keys of its own: one event may bring a run several signals.
         let hash = |key: &str| {
-            let parts = [key, &name, payload.as_str()].map(|part| Sha256::digest(part.as_bytes())).concat();
-            Digest::from_bytes(Sha256::digest(parts).into())
+            let sender = Sha256::digest([key, &name].map(|part| Sha256::digest(part.as_bytes())).concat());
+            let content = Sha256::digest(payload.as_str().as_bytes());
+            let mut both = [0; 32];
+            both.iter_mut().zip(sender.iter().take(16).chain(content.iter())).for_each(|(to, from)| *to = *from);
+            Digest::from_bytes(both)
         };
         let idempotency = idempotency.map(hash);
         self.shared.check_signal(key, &name, &payload, idempotency.is_some()).await?;
@@ -485,11 +488,16 @@ impl Shared {
         input: Input,
         content: Option<Content>,
     ) -> Result<Seq, ControlError> {
-        let summary = self.journal.summary(key)?.ok_or(ControlError::UnknownRun)?;
+        // One that is being made has a loop before it has a summary.
+        let is_made = self.registry.has(key);
+        let status = self.journal.summary(key)?.map(|summary| summary.status);
+        if status.is_none() && !is_made {
+            return Err(ControlError::UnknownRun);
+        }
         // Whether a signal has come before, the run alone can tell.
         let may_repeat = matches!(input, Input::Signal { key: Some(_), .. });
-        if summary.status.is_terminal() && !may_repeat {
-            return Err(Refusal::Ended(summary.status).into());
+        if let Some(status) = status.filter(|status| status.is_terminal() && !may_repeat) {
+            return Err(Refusal::Ended(status).into());
         }
         // A loop that is just leaving may let go of a message; the next one will not.
         for _ in 0..3 {

@@ -54,6 +54,13 @@ impl Registry {
         (inbox, Some(messages))
     }
 
+    /// A new inbox for a loop that begins anew. What is in the old one is let go of, and whoever still has it learns that.
+    pub(super) fn renew(&self, key: &RunKey) -> (Inbox, Messages) {
+        let (inbox, messages) = mpsc::unbounded_channel();
+        self.shard(key).entry(key.tenant.clone()).or_default().insert(key.run, inbox.clone());
+        (inbox, messages)
+    }
+
     /// Takes a loop out, unless a message has come meanwhile. After `true` nobody can find it any more.
     pub(super) fn leave(&self, key: &RunKey, messages: &Messages) -> bool {
         let mut shard = self.shard(key);
@@ -119,6 +126,12 @@ mod tests {
         assert!(!registry.leave(&first, &messages), "somebody has something to tell it");
         messages.try_recv().unwrap();
         assert!(registry.leave(&first, &messages) && !registry.has(&first) && registry.has(&key("b", 0)));
+        let (second, (old, _)) = &all[0];
+        let (_, mut renewed) = registry.renew(second);
+        drop(old.send(Message::Superseded { by: None }));
+        assert!(renewed.try_recv().is_err(), "what the old inbox is told is not heard");
+        registry.enter(second).0.send(Message::Superseded { by: None }).unwrap();
+        assert!(renewed.try_recv().is_ok());
         all.iter().for_each(|(key, _)| registry.remove(key));
         assert_eq!(
             (counts(&registry), registry.shards.iter().all(|shard| shard.lock().unwrap().len() <= 1)),

@@ -70,7 +70,11 @@ const LINGER: Duration = Duration::from_secs(1);
 /// One that took long to read is kept for so many times as long, up to a limit: reading takes up a small part of the time
 /// then, however often somebody talks to it.
 const LINGER_FACTOR: u32 = 10;
-const LINGER_MAX: Duration = Duration::from_secs(30);
+const LINGER_MAX: Duration = Duration::from_secs(20);
+// Else a run with a far timer would stay: each look at the clock begins the wait anew.
+const _: () = assert!(LINGER_MAX.as_secs() < SLEEP_MAX.as_secs());
+/// The wait before a child is asked after again that could not be read.
+const TROUBLE_PAUSE: Duration = Duration::from_secs(1);
 /// A run whose timer is due within this time stays in memory until then.
 const SOON_MS: u64 = 5_000;
 /// Events after which the state is kept: folding so many takes some milliseconds.
@@ -236,6 +240,8 @@ pub(super) struct RunLoop {
     staged: Staged,
     appending: Option<Appending>,
     attempts: HashMap<StepId, UnderWay>,
+    /// Attempts that were under way when the run was read, and on which nothing was decided yet.
+    lost: Vec<(StepId, u32)>,
     /// Instances started so far. Each has its number, so that what an earlier one says of its end is not taken for a later
     /// one's.
     spawns: u64,
@@ -265,6 +271,8 @@ pub(super) struct RunLoop {
     linger: Duration,
     /// Leave to run steps. Given back while the run waits.
     room: Option<Permit>,
+    /// The wait for it, kept from one look to the next: it is a place in a line.
+    room_wait: Option<BoxFuture<'static, Permit>>,
     /// Leave to be in memory for a timer, until there is room.
     woken: Option<Permit>,
     /// What the run counts together with in its workflow's flow control.
@@ -275,6 +283,8 @@ pub(super) struct RunLoop {
     slots: Vec<Slot>,
     slot_wait: Option<SlotWait>,
     phase: Phase,
+    /// The event by which the run went on after it was paused.
+    resumed: Seq,
     /// Whether something has changed that `act` looks at.
     look: bool,
     /// When to wake up for a timer, as `act` has found.
@@ -337,7 +347,7 @@ impl RunLoop {
     pub(super) async fn run(
         shared: Arc<Shared>,
         key: RunKey,
-        inbox: Inbox,
+        mut inbox: Inbox,
         mut messages: Messages,
         beginning: Beginning,
     ) {
@@ -359,6 +369,8 @@ impl RunLoop {
                 Over::Lost(error @ (JournalError::Fenced { .. } | JournalError::ContentGone(_))) => {
                     tracing::warn!(run = %key, %error, "a run is taken up anew");
                     drop(this);
+                    // What its attempts so far have to say is of no use to those that follow.
+                    (inbox, messages) = shared.registry.renew(&key);
                     begun = Self::recover(&shared, &key, &inbox).await;
                 }
                 Over::Lost(error) => {
@@ -416,8 +428,13 @@ impl RunLoop {
                     let may_start = this.flow.is_none() || this.grant.is_some();
                     this.room =
                         if may_start { shared.room_of(shadow_of.is_some()).try_acquire(&key.tenant) } else { None };
-                    // With room at hand the first steps are due in the same write.
-                    if this.room.is_some() && this.may_begin() { this.decide(Input::Start, None) } else { Ok(()) }
+                    // With room at hand the first steps are due in the same write, unless it has failed already.
+                    let is_queued = this.run.status() == Some(RunStatus::Queued);
+                    if is_queued && this.room.is_some() && this.may_begin() {
+                        this.decide(Input::Start, None)
+                    } else {
+                        Ok(())
+                    }
                 });
                 if let Err(refusal) = queued {
                     tracing::error!(run = %key, %refusal, "a new run was refused"); // the core refuses no first event
@@ -448,42 +465,57 @@ impl RunLoop {
 
     /// Reads a run and folds it, in turns with others. Attempts that were under way are lost with the host that ran them.
     async fn recover(shared: &Arc<Shared>, key: &RunKey, inbox: &Inbox) -> Result<Option<Self>, JournalError> {
-        let began = Instant::now();
         let (of, this_key, inbox) = (Arc::clone(shared), key.clone(), inbox.clone());
         let restored = shared.readers.read(&key.tenant, move || {
+            let began = Instant::now();
             let Some(mut this) = Self::restore(&of, &this_key, &inbox)? else { return Ok(None) };
             let is_whole = this.fold_further()?;
-            Ok(Some((this, is_whole)))
+            Ok(Some((this, is_whole, began.elapsed())))
         });
         let closed = |_stopping| JournalError::Closed;
-        let Some((mut this, mut is_whole)) = restored.await.map_err(closed)?? else { return Ok(None) };
+        let Some((mut this, mut is_whole, mut reading)) = restored.await.map_err(closed)?? else { return Ok(None) };
         while !is_whole {
             if shared.stopping.is_cancelled() {
                 return Ok(None);
             }
             let folded = shared.readers.read(&key.tenant, move || {
+                let began = Instant::now();
                 let is_whole = this.fold_further()?;
-                Ok((this, is_whole))
+                Ok((this, is_whole, reading + began.elapsed()))
             });
-            (this, is_whole) = folded.await.map_err(closed)??;
+            (this, is_whole, reading) = folded.await.map_err(closed)??;
         }
-        this.linger = (began.elapsed() * LINGER_FACTOR).clamp(LINGER, LINGER_MAX);
+        this.linger = (reading * LINGER_FACTOR).clamp(LINGER, LINGER_MAX);
         this.durable = this.run.last_seq();
         let damaged = |reason: String| JournalError::Damaged { what: format!("run {key}"), reason };
         for effect in this.run.owed() {
-            if let Effect::RunStep { step, attempt, .. } = effect {
-                let can_resume = this.run.can_resume(&step);
-                match this.decide(Input::AttemptLost { step, attempt, can_resume }, None) {
-                    Ok(()) => {}
-                    // One of them was lost once too often: the run has failed, and the others end with it.
-                    Err(Refusal::Ended(_)) => break,
-                    // Or its item has, and this one was cancelled with it.
-                    Err(Refusal::NotUnderWay { .. }) => {}
-                    Err(refusal) => return Err(damaged(refusal.to_string())),
-                }
+            if let Effect::RunStep { step, attempt, .. } = effect
+                && this.run.has_begun(&step)
+            {
+                this.lost.push((step, attempt));
             }
         }
+        // In a paused run nothing goes on, and so nothing says that it does.
+        if this.run.status() != Some(RunStatus::Paused) {
+            this.take_up_lost().map_err(|refusal| damaged(refusal.to_string()))?;
+        }
         Ok(Some(this))
+    }
+
+    /// Decides on the attempts that were lost, once.
+    fn take_up_lost(&mut self) -> Result<(), Refusal> {
+        for (step, attempt) in std::mem::take(&mut self.lost) {
+            let can_resume = self.run.can_resume(&step);
+            match self.decide(Input::AttemptLost { step, attempt, can_resume }, None) {
+                Ok(()) => {}
+                // One of them was lost once too often: the run has failed, and the others end with it.
+                Err(Refusal::Ended(_)) => break,
+                // Or its item has, and this one was cancelled with it.
+                Err(Refusal::NotUnderWay { .. }) => {}
+                Err(refusal) => return Err(refusal),
+            }
+        }
+        Ok(())
     }
 
     /// The loop of a run as its last state says that was kept; or at its very beginning.
@@ -542,6 +574,7 @@ impl RunLoop {
             appending: None,
             attempts: HashMap::new(),
             cancelled: Vec::new(),
+            lost: Vec::new(),
             spawns: 0,
             errands: FuturesUnordered::new(),
             begun: HashSet::new(),
@@ -555,12 +588,14 @@ impl RunLoop {
             trails: Trails::default(),
             linger: LINGER,
             room: None,
+            room_wait: None,
             woken: None,
             flow: None,
             grant: None,
             slots: Vec::new(),
             slot_wait: None,
             phase: Phase::Driving,
+            resumed: 0,
             look: true,
             wake_at: None,
             wants_room: false,
@@ -577,6 +612,8 @@ impl RunLoop {
             self.append_staged();
             if std::mem::take(&mut self.look) {
                 self.act();
+                // A child that was asked after may have ended, and then something follows.
+                self.append_staged();
             }
             if self.is_done() {
                 if self.phase != Phase::Driving {
@@ -594,7 +631,7 @@ impl RunLoop {
                 Wake::Appended(Err(error)) => return Over::Lost(error),
                 Wake::Room(permit) => {
                     self.room = Some(permit);
-                    self.woken = None;
+                    (self.room_wait, self.woken) = (None, None);
                     self.look = true;
                     if self.run.status() == Some(RunStatus::Queued) && self.may_begin() {
                         self.expect(Input::Start, None);
@@ -615,7 +652,10 @@ impl RunLoop {
                         return Over::Left;
                     }
                 }
-                Wake::Stopping => self.phase = Phase::Ending(Instant::now() + self.shared.grace),
+                Wake::Stopping => {
+                    self.phase = Phase::Ending(Instant::now() + self.shared.grace);
+                    self.room_wait = None;
+                }
                 Wake::GraceOver => {
                     // What is cut off here is owed after the next start.
                     self.phase = Phase::CutOff;
@@ -670,9 +710,7 @@ impl RunLoop {
     /// The one place that waits.
     async fn wait(&mut self, messages: &mut Messages) -> Wake {
         let can_leave = self.phase == Phase::Driving && self.can_leave();
-        let Self {
-            shared, key, shadow, appending, staged, phase, wants_room, wake_at, errands, linger, slot_wait, ..
-        } = self;
+        let Self { shared, appending, staged, phase, room_wait, wake_at, errands, linger, slot_wait, .. } = self;
         // More is taken in while an append is under way, up to a limit; without one the limit could not be left again.
         let listens = appending.is_none() || staged.bytes < STAGED_BYTES_MAX;
         let appended = async {
@@ -687,6 +725,12 @@ impl RunLoop {
                 Some(at) => {
                     tokio::time::sleep(Duration::from_millis(at.millis_since(clock::now())).min(SLEEP_MAX)).await;
                 }
+                None => pending().await,
+            }
+        };
+        let room = async {
+            match room_wait {
+                Some(wait) => wait.await,
                 None => pending().await,
             }
         };
@@ -708,7 +752,7 @@ impl RunLoop {
             Some(message) = messages.recv(), if listens => Wake::Message(message),
             Some(errand) = errands.next(), if !errands.is_empty() => Wake::Errand(errand),
             () = timer, if driving => Wake::TimerDue,
-            permit = shared.room_of(shadow.is_some()).acquire(&key.tenant), if driving && *wants_room => Wake::Room(permit),
+            permit = room, if driving => Wake::Room(permit),
             slot = slot, if driving => Wake::Slot(slot),
             () = shared.stopping.cancelled(), if driving => Wake::Stopping,
             () = tokio::time::sleep(*linger), if can_leave => Wake::Idle,
@@ -875,6 +919,7 @@ impl RunLoop {
                     drop(reply.send(if started { Ok(Ok(run)) } else { Err(HostRefusal::Unavailable) }));
                 }
             }
+            Errand::AskAgain { run, since } => drop(self.asked.remove(&(run, since))),
             Errand::Told { told } => self.family_failed |= !told,
             Errand::Snapshotted(Ok(())) => {}
             Errand::Snapshotted(Err(error)) => {
@@ -911,7 +956,7 @@ impl RunLoop {
         for (event, seq) in events.iter().rev().zip((1..=self.run.last_seq()).rev()) {
             match event {
                 Event::StepCancelled { step } => self.cancelled.push((seq, step.clone())),
-                Event::RunResumed {} if was_paused => self.asked.clear(),
+                Event::RunResumed {} if was_paused => self.resumed = seq,
                 _ => {}
             }
         }
@@ -922,6 +967,12 @@ impl RunLoop {
         self.staged.stage(events, content);
         // Timers go by the machine's clock; the run's own time never goes back.
         self.last_at = self.last_at.max(now);
+        if was_paused && self.run.status() != Some(RunStatus::Paused) {
+            self.asked.clear();
+            if let Err(refusal) = self.take_up_lost() {
+                tracing::error!(run = %self.key, %refusal, "an attempt that was cut off cannot be taken up again");
+            }
+        }
         Ok(())
     }
 
@@ -931,7 +982,10 @@ impl RunLoop {
         let last_seq = self.run.last_seq();
         let first_seq = last_seq + 1 - events.len() as u64;
         let mut batch = Batch { at: self.last_at, events, contents, references, ..Batch::default() };
-        if let Some(mut summary) = RunSummary::after(self.summary.as_ref(), first_seq, self.last_at, &batch.events) {
+        let after = RunSummary::after(self.summary.as_ref(), first_seq, self.last_at, &batch.events);
+        // In a paused run a step may end whose children are to be cancelled, and no state of the run tells.
+        let paused = || self.summary.clone().filter(|summary| summary.status == RunStatus::Paused);
+        if let Some(mut summary) = after.or_else(paused) {
             let owed = self.run.owed();
             let has_family =
                 owed.iter().any(|effect| !matches!(effect, Effect::WakeAt { .. } | Effect::RunStep { .. }));
@@ -960,8 +1014,10 @@ impl RunLoop {
             let wake = WakeChange { before: before.and_then(|before| before.waits_until), after: summary.waits_until };
             batch.wake = (wake.before != wake.after).then_some(wake);
             batch.flow = flow_change(before, &summary, self.grant.as_ref());
-            self.summary = Some(summary.clone());
-            batch.summary = Some(summary);
+            if before != Some(&summary) {
+                self.summary = Some(summary.clone());
+                batch.summary = Some(summary);
+            }
         }
         batch.channel = self.summary.as_ref().and_then(|summary| summary.channel.clone());
         (batch, last_seq)
@@ -1024,6 +1080,8 @@ impl RunLoop {
             !is_due
         });
         (self.wake_at, self.wants_room) = (None, false);
+        // What was due before the run was paused is held until it is on disk that the run goes on.
+        let is_held = self.run.status() == Some(RunStatus::Paused) || self.resumed > self.durable;
         // Whether the run needs its room, whether it waits for leave to execute a step, and for how many steps it has use for
         // such leave, those included that begin when what was decided is on disk.
         let (mut moves, mut lacks_slot, mut to_execute) = (false, false, 0);
@@ -1035,10 +1093,9 @@ impl RunLoop {
                     to_execute += usize::from(matches!(effect, Effect::RunStep { .. }));
                 }
                 Effect::RunStep { step, node, attempt, since } => {
-                    let held = self.run.status() == Some(RunStatus::Paused);
                     if self.attempts.contains_key(&step) {
                         moves = true;
-                    } else if self.phase != Phase::Driving || held || self.starting.values().any(|by| *by == step) {
+                    } else if self.phase != Phase::Driving || is_held || self.starting.values().any(|by| *by == step) {
                         // Not now.
                     } else if !self.has_slot() {
                         // Its room is not kept meanwhile: whoever has the slot may wait for just that.
@@ -1073,6 +1130,13 @@ impl RunLoop {
         }
         if !lacks_slot {
             self.slot_wait = None;
+        }
+        if !self.wants_room {
+            self.room_wait = None;
+        } else if self.room_wait.is_none() {
+            let (shared, tenant, is_shadow) =
+                (Arc::clone(&self.shared), self.key.tenant.clone(), self.shadow.is_some());
+            self.room_wait = Some(Box::pin(async move { shared.room_of(is_shadow).acquire(&tenant).await }));
         }
         // The slot of a step that has ended is for the one that follows it, if one does; else it is others'. Whoever waits for
         // room keeps one.
@@ -1145,8 +1209,8 @@ impl RunLoop {
     fn see_to_family(&mut self, effect: Effect) {
         let (run, since) = match &effect {
             Effect::StartChild { child, since, .. } => (child.run, *since),
-            // One that is being started is cancelled when it is there.
-            Effect::CancelChild { run, .. } if self.starting.contains_key(run) => return,
+            // One that is being started is cancelled, or asked after, when it is there.
+            Effect::CancelChild { run, .. } | Effect::AskChild { run, .. } if self.starting.contains_key(run) => return,
             Effect::AskChild { run, since } | Effect::CancelChild { run, since } => (*run, *since),
             Effect::TellParent { parent, since, .. } => (*parent, *since),
             Effect::StartRun { .. } | Effect::RunStep { .. } | Effect::WakeAt { .. } => return,
@@ -1161,6 +1225,11 @@ impl RunLoop {
                 Ok(None) => {}
                 Err(error) => {
                     tracing::error!(run = %self.key, child = %run, error = error_chain(&error), "a child could not be read");
+                    let shared = Arc::clone(&self.shared);
+                    self.errands.push(Box::pin(async move {
+                        shared.pause(TROUBLE_PAUSE).await;
+                        Errand::AskAgain { run, since }
+                    }));
                 }
             },
             Effect::StartChild { step, child, .. } => {
@@ -1346,6 +1415,7 @@ fn refusal_for_guest(refusal: Refusal) -> HostRefusal {
         | Refusal::NotUnderWay { .. }
         | Refusal::UnknownSignal
         | Refusal::SignalRepeated(_)
+        | Refusal::SignalMismatch
         | Refusal::TooManySignals
         | Refusal::TooManyChildren
         | Refusal::TooDeep

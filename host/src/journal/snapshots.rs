@@ -15,7 +15,7 @@ use stepwell_core::{RunKey, Seq};
 use super::redb::{RedbJournal, storage};
 use super::usage::{self, Change, entry};
 use super::writer::{RUNS, SNAPSHOTS, Table};
-use super::{JournalError, keys};
+use super::{JournalError, RunSummary, keys};
 
 /// Bytes of a piece: as many as a transaction takes of other writes.
 const PIECE_BYTES: usize = 4 << 20;
@@ -56,9 +56,11 @@ fn put_piece(
     is_last: bool,
 ) -> Result<(), JournalError> {
     let failed = || storage("write a snapshot");
-    // A run that was deleted meanwhile has no use for it.
+    // A run that has ended or was deleted meanwhile has no use for it, and nobody would delete it.
     let runs = transaction.open_table(RUNS).map_err(storage("open the runs"))?;
-    if runs.get(keys::run(key).as_slice()).map_err(storage("look for a run"))?.is_none() {
+    let run = runs.get(keys::run(key).as_slice()).map_err(storage("look for a run"))?;
+    let summary = run.and_then(|run| serde_json::from_slice::<RunSummary>(run.value()).ok());
+    if summary.is_none_or(|summary| summary.status.is_terminal()) {
         return Ok(());
     }
     let mut snapshots = transaction.open_table(SNAPSHOTS).map_err(storage("open the snapshots"))?;
@@ -184,6 +186,8 @@ mod tests {
         let summary = RunSummary::after(before.as_ref(), 2, at, &events);
         journal.append(&key, 1, Batch { at, events, summary, ..Batch::default() }).await.unwrap();
         assert_eq!(journal.snapshot(&key).unwrap(), None);
+        journal.put_snapshot(&key, 1, state(PIECE_BYTES + 1)).await.unwrap();
+        assert_eq!(journal.snapshot(&key).unwrap(), None, "it was on its way when the run ended");
         assert!(journal.usage(&key.tenant).unwrap().journal_bytes < 10_000);
         assert_eq!(journal.usage(&key.tenant).unwrap(), journal.recount(&key.tenant).unwrap());
     }

@@ -812,15 +812,19 @@ fn a_signal_that_has_come_is_known_also_after_the_runs_end() {
     let mut play = Play::started("a", |spec| {
         spec.signals.push(crate::graph::SignalSpec { name: "go".to_owned(), schema: None });
     });
-    let signal = |key: u8| Input::Signal {
-        name: "go".to_owned(),
-        payload: payload("1"),
-        key: Some(Digest::from_bytes([key; 32])),
+    let signal_of = |sender: u8, content: u8| {
+        let mut key = [sender; 32];
+        key[16..].fill(content);
+        Input::Signal { name: "go".to_owned(), payload: payload("1"), key: Some(Digest::from_bytes(key)) }
     };
+    let signal = |sender| signal_of(sender, 0);
     play.tell(signal(1));
     let seq = play.run.last_seq();
+    assert_eq!(play.try_tell(signal(1), Dice(0)), Err(Refusal::SignalRepeated(seq)));
+    assert_eq!(play.try_tell(signal_of(1, 1), Dice(0)), Err(Refusal::SignalMismatch), "it says something else");
     play.succeed("a", 1, &[]);
     assert!(play.run.has_ended());
     assert_eq!(play.try_tell(signal(1), Dice(0)), Err(Refusal::SignalRepeated(seq)));
+    assert_eq!(play.try_tell(signal_of(1, 1), Dice(0)), Err(Refusal::SignalMismatch));
     assert_eq!(play.try_tell(signal(2), Dice(0)), Err(Refusal::Ended(crate::RunStatus::Completed)));
 }
