@@ -2031,9 +2031,12 @@ export interface components {
                 status: string;
                 /** @description The version it is pinned to: SHA-256 of the component. */
                 version: string;
-                /** @description What a suspended run waits for: `signal` (somebody outside), `child`, `timer`, `retry` or `operator`. */
+                /** @description What a suspended run waits for: `signal` (somebody outside), `child`, `timer` or `retry`. */
                 waits_for?: string;
-                /** @description When a suspended run goes on at the latest. */
+                /**
+                 * @description When something happens to a suspended run at the latest: a timer, the end of a wait, or the end of the run's own time, with
+                 *     which it fails.
+                 */
                 waits_until?: string | null;
                 /** @description The workflow's name. */
                 workflow: string;
@@ -2361,9 +2364,12 @@ export interface components {
             status: string;
             /** @description The version it is pinned to: SHA-256 of the component. */
             version: string;
-            /** @description What a suspended run waits for: `signal` (somebody outside), `child`, `timer`, `retry` or `operator`. */
+            /** @description What a suspended run waits for: `signal` (somebody outside), `child`, `timer` or `retry`. */
             waits_for?: string;
-            /** @description When a suspended run goes on at the latest. */
+            /**
+             * @description When something happens to a suspended run at the latest: a timer, the end of a wait, or the end of the run's own time, with
+             *     which it fails.
+             */
             waits_until?: string | null;
             /** @description The workflow's name. */
             workflow: string;

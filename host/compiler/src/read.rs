@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
 use serde_json::{Map, Value};
+use stepwell_core::failure::is_code;
 use stepwell_core::graph::{
     DESCRIPTION_BYTES_MAX, EDGES_MAX, FUEL_MAX, NODES_MAX, RUN_MS_MAX, SIGNALS_MAX, TIMEOUT_MS_MAX, TOPICS_MAX,
 };
@@ -312,6 +313,13 @@ fn read_errors(retry: &mut Object<'_>) -> BTreeMap<String, RetryOfError> {
     let mut errors = BTreeMap::new();
     for (code, policy) in given {
         let path = Path::Key(&Path::Field("errors"), &code).to_string();
+        if !is_code(&code) {
+            let message = format!("no failure has the code `{}`", clip(&code));
+            let hint = "a code has 1 to 64 characters out of a-z, 0-9 and _".to_owned();
+            retry.fault_with_hint(&path, "invalid_code", message, hint);
+            retry.placeholder_if(true, "errors");
+            continue;
+        }
         let Some(mut policy) = retry.nested(path, policy) else {
             retry.placeholder_if(true, "errors");
             continue;

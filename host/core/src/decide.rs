@@ -532,9 +532,9 @@ impl Run {
     }
 
     fn wake(&self, now: Timestamp) -> Vec<Event> {
-        if let Some((deadline, _)) = self.deadline.filter(|(deadline, _)| *deadline <= now) {
+        if self.deadline.is_some_and(|(deadline, _)| deadline <= now) {
             let limit = self.graph.spec().timeout_ms.unwrap_or_default();
-            let message = format!("the run has not ended within {limit} ms (by {})", deadline.as_millis());
+            let message = format!("the run has not ended within {limit} ms");
             let failure = Failure::platform(FailureKind::Permanent, "run_timeout", message);
             return vec![Event::RunFailed { step: None, failure }];
         }

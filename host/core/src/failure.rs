@@ -50,6 +50,13 @@ pub const UNAVAILABLE: &str = "sandbox_unavailable";
 /// The code of an attempt that the journal had no room for: its tenant has as much there as it may.
 pub const JOURNAL_FULL: &str = "journal_full";
 
+/// Whether a failure can have this code: 1 to 64 characters out of `[a-z0-9_]`.
+#[must_use]
+pub fn is_code(code: &str) -> bool {
+    let is_of_code = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
+    (1..=64).contains(&code.len()) && code.bytes().all(is_of_code)
+}
+
 impl Failure {
     /// Whether the host is at fault and not the step: such an attempt does not use up the policy's attempts. A step may
     /// use the same codes for what it likes.

@@ -87,11 +87,12 @@ pub(super) struct RunBody {
     /// The step that failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     failed_node: Option<String>,
-    /// What a suspended run waits for: `signal` (somebody outside), `child`, `timer`, `retry` or `operator`.
+    /// What a suspended run waits for: `signal` (somebody outside), `child`, `timer` or `retry`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = String)]
     waits_for: Option<SuspendReason>,
-    /// When a suspended run goes on at the latest.
+    /// When something happens to a suspended run at the latest: a timer, the end of a wait, or the end of the run's own time, with
+    /// which it fails.
     #[serde(skip_serializing_if = "Option::is_none")]
     waits_until: Option<String>,
     /// The run that started it as a child.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::value::RawValue;
 use stepwell_core::decide::Next;
-use stepwell_core::failure::{JOURNAL_FULL, UNAVAILABLE};
+use stepwell_core::failure::{JOURNAL_FULL, UNAVAILABLE, is_code};
 use stepwell_core::ids::is_word;
 use stepwell_core::retry::WAIT_MS_MAX;
 use stepwell_core::{Failure, FailureKind, FailureSource, Json};
@@ -107,10 +107,6 @@ fn failure_of(failure: steps::Failure) -> Failure {
     };
     let mut message = failure.message;
     message.truncate(message.floor_char_boundary(FAILURE_MESSAGE_BYTES_MAX));
-    let is_code = |code: &str| {
-        (1..=64).contains(&code.len())
-            && code.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
-    };
     let code = if is_code(&failure.code) { failure.code } else { "step_failed".to_owned() };
     let details = failure.details.filter(|details| details.len() <= FAILURE_DETAILS_BYTES_MAX);
     Failure {

@@ -58,7 +58,7 @@ fn one_answer_has_every_fault() {
                 { "id": "hear", "kind": "signal", "name": "og", "within": "0s", "on_timeout": "nul" },
                 { "id": "other", "kind": "workflow", "workflow": "-", "version": "latest", "detached": 1 },
                 { "id": "again", "kind": "transform", "output": 1,
-                  "retry": { "errors": { "busy": { "max_attempts": 0, "jitter": 1 }, "late": 5 }, "when_exhausted": "stop" } },
+                  "retry": { "errors": { "busy": { "max_attempts": 0, "jitter": 1 }, "late": 5, "Too-Late": {} }, "when_exhausted": "stop" } },
                 5,
                 { "kind": "transform", "output": "${ frob }" },
             ],
@@ -129,6 +129,7 @@ fn one_answer_has_every_fault() {
             other version invalid_version: `latest` is not a version: it consists of 64 characters out of 0-9 and a-f
             other detached wrong_type: expected true or false, found a number
             again retry.when_exhausted unknown_word: `stop` is not one of `fail` and `pause`
+            again retry.errors["Too-Late"] invalid_code: no failure has the code `Too-Late` (a code has 1 to 64 characters out of a-z, 0-9 and _)
             again retry.errors.busy.max_attempts out_of_range: 0 is not a whole number from 1 to 100
             again retry.errors.busy.jitter unknown_field: there is no field `jitter` here (the fields are `max_attempts`, `initial`, `factor` and `max`)
             again retry.errors.late wrong_type: expected an object, found a number
