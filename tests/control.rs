@@ -225,8 +225,16 @@ async fn failures_are_grouped_and_repeated_or_cancelled_by_what_they_have_in_com
     let named = json!({"runs": [slow[0], "01890000-0000-7000-8000-000000000000"]});
     let answer: Value = post(&server, "/v1/bulk/cancel", named).await.json().await.unwrap();
     assert_eq!((&answer["data"][0]["code"], &answer["data"][1]["code"]), (&json!("run_ended"), &json!("unknown_run")));
-    let everything = post(&server, "/v1/bulk/cancel", json!({})).await;
-    assert_eq!(problem(everything).await, (422, "invalid_body".to_owned()));
+    // Named twice is named once; and what is neither one nor the other, or more than a page, is refused.
+    let failed = &old[0];
+    let twice: Value = post(&server, "/v1/bulk/rerun", json!({"runs": [failed, failed]})).await.json().await.unwrap();
+    assert_eq!(twice["data"].as_array().unwrap().len(), 1, "{twice}");
+    let id = server.start_run("probe", json!({"busy_ms": 30_000})).await;
+    for body in [json!({}), json!({"runs": [id], "workflow": "other"}), json!({"workflow": "probe", "limit": 501})] {
+        let refused = post(&server, "/v1/bulk/cancel", body).await;
+        assert_eq!(problem(refused).await, (422, "invalid_body".to_owned()));
+    }
+    assert_eq!(server.get(&format!("/v1/runs/{id}")).await["status"], "running");
 }
 
 #[tokio::test]

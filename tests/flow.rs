@@ -446,6 +446,8 @@ async fn what_is_no_flow_control_is_refused_and_nothing_changes() {
     for body in [json!({ "concurency": 1 }), json!({ "concurrency": "1" }), json!([])] {
         assert_eq!(problem(put(&server, &body).await).await.0, 422, "{body}");
     }
+    let empty = server.request(Method::PUT, SETTINGS).send().await.unwrap();
+    assert_eq!(problem(empty).await, (422, "invalid_body".to_owned()));
     assert_eq!(server.get(SETTINGS).await, json!({ "concurrency": 3 }));
     for method in [Method::GET, Method::PUT, Method::DELETE] {
         let foreign = server.request(method, "/v1/workflows/other/flow-control").json(&json!({})).send().await.unwrap();

@@ -392,6 +392,7 @@ async fn what_cannot_be_shadowed_is_refused_and_what_another_tenant_owns_does_no
         ("w", json!({"version": version, "share": -1}), 422, "invalid_share"),
         ("w", json!({"version": version, "share": 100.0001}), 422, "invalid_share"),
         ("w", json!({"version": version, "share": 0.00001}), 422, "invalid_share"),
+        ("w", json!({"version": version, "share": 33.33335}), 422, "invalid_share"),
         ("w", json!({"version": version, "share": "half"}), 422, "invalid_body"),
         ("w", json!({"version": version, "share": null}), 422, "invalid_body"),
         ("w", json!({"version": version}), 422, "invalid_body"),

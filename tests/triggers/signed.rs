@@ -118,6 +118,8 @@ async fn expressions_see_no_signature_and_no_credential() {
         ("stripe-signature", "t=1,v1=5e6e".to_owned()),
         ("authorization", "Bearer 5e6e".to_owned()),
         ("cookie", "a=5e6e".to_owned()),
+        ("x-api-key", "5e6e".to_owned()),
+        ("x-gitlab-token", "5e6e".to_owned()),
     ];
     let request = server.anonymous(Method::POST, "/v1/hooks/dev/in").header("x-github-event", "push").body("{}");
     let request = proof.iter().fold(request, |request, (name, value)| request.header(*name, value));

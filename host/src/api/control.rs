@@ -1,6 +1,6 @@
 //! What is said to runs that exist: signals, pause and resume, reruns, and the same for many at once.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use axum::Json as Answer;
 use axum::body::Body;
@@ -275,11 +275,11 @@ fn version_of(app: &App, key: &RunKey, version: Option<String>) -> Result<Option
     }
 }
 
-/// Which runs a request for many is about: those that fit all that is given, or those that are named.
+/// Which runs a request for many is about: those that are named, or those that fit all that is given. Not both.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct BulkBody {
-    /// These runs, at most 500.
+    /// These runs, at most 500, each once however often it is named.
     #[schema(value_type = Option<Vec<String>>)]
     runs: Option<Vec<RunId>>,
     /// Runs of this workflow.
@@ -354,20 +354,30 @@ fn select(
     body: &BulkBody,
     wants: impl Fn(RunId, &RunSummary) -> Result<bool, Problem>,
 ) -> Result<(Vec<RunId>, PageInfo), Problem> {
-    let limit = limit(body.limit, BULK_MAX, BULK_MAX)?;
-    if let Some(runs) = &body.runs {
-        if runs.len() > BULK_MAX {
-            return Err(Problem::invalid("invalid_body", format!("at most {BULK_MAX} runs are named at once")));
-        }
-        return Ok((runs.clone(), PageInfo { cursor: None, has_more: false, limit }));
+    let invalid = |detail: &str| Problem::invalid("invalid_body", detail);
+    let limit = body.limit.unwrap_or(BULK_MAX);
+    if !(1..=BULK_MAX).contains(&limit) {
+        return Err(invalid("`limit` is a number from 1 to 500"));
     }
     let BulkBody { workflow, version, status, failure_code, failed_node, .. } = body;
-    let nothing = workflow.is_none() && version.is_none() && status.is_none() && failure_code.is_none();
-    if nothing && failed_node.is_none() {
-        return Err(Problem::invalid("invalid_body", "say which runs: nothing would be all of them"));
+    let filters = workflow.is_some() || version.is_some() || status.is_some() || failure_code.is_some();
+    let filters = filters || failed_node.is_some();
+    if let Some(runs) = &body.runs {
+        if runs.len() > BULK_MAX {
+            return Err(invalid("at most 500 runs are named at once"));
+        }
+        if filters || body.cursor.is_some() {
+            return Err(invalid("say which runs by `runs` or by what they are like, and not by both"));
+        }
+        let mut seen = HashSet::new();
+        let runs = runs.iter().copied().filter(|run| seen.insert(*run)).collect();
+        return Ok((runs, PageInfo { cursor: None, has_more: false, limit }));
+    }
+    if !filters {
+        return Err(invalid("say which runs: nothing would be all of them"));
     }
     let before = body.cursor.as_deref().map(str::parse).transpose();
-    let before = before.map_err(|_| Problem::invalid("invalid_body", "the cursor is not one of ours"))?;
+    let before = before.map_err(|_| invalid("the cursor is not one of ours"))?;
     let mut filter = RunFilter {
         workflow: workflow.clone(),
         version: *version,

@@ -156,6 +156,12 @@ pub(super) async fn put(
 ) -> Result<Answer<FlowControlBody>, Problem> {
     let name = workflows::known(&app, &tenant, &name)?;
     let body = problem::body(&headers, body, SMALL_BYTES_MAX).await?;
+    if body.trim_ascii().is_empty() {
+        return Err(Problem::invalid(
+            "invalid_body",
+            "without a body there are no settings; `{}` is those without limits",
+        ));
+    }
     let control = problem::parse::<FlowControlBody>(&body)?.read();
     if let Err((field, rule)) = control.check() {
         return Err(Problem::invalid("invalid_body", format!("`{field}` {rule}")).with("field", field));

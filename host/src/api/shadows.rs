@@ -79,8 +79,10 @@ fn parts_of(share: f64) -> Result<u32, Problem> {
     let invalid = || {
         Problem::invalid("invalid_share", "a share is a number of percent above 0 and up to 100, in steps of 0.0001")
     };
-    let parts = (share * f64::from(PARTS) / 100.0).round();
-    if !(share.is_finite() && share <= 100.0 && parts >= 1.0) {
+    let exact = share * f64::from(PARTS) / 100.0;
+    let parts = exact.round();
+    // Decimals are hardly ever exact in binary; half a step is another matter.
+    if !(share.is_finite() && share <= 100.0 && parts >= 1.0 && (exact - parts).abs() < 1e-6) {
         return Err(invalid());
     }
     // Between 1 and PARTS, as was just seen.

@@ -141,7 +141,7 @@ pub enum StartError {
     #[error("the host is stopping")]
     Stopping,
     /// The journal did not take it.
-    #[error("the run could not be recorded")]
+    #[error("{}", not_recorded(.0))]
     Journal(#[from] JournalError),
     /// The workflow says what is wrong with the input.
     #[error("the input has {} problem(s), the first: {}", .0.len(), .0.first().map(|p| p.message.as_str()).unwrap_or_default())]
@@ -189,6 +189,16 @@ pub struct FlowKey {
     pub executing: u32,
     /// When the next run starts, where that is a matter of time.
     pub next_start_at: Option<Timestamp>,
+}
+
+/// Why the journal did not take a run: whoever started it can do something about the limits, and nothing about the rest.
+fn not_recorded(error: &JournalError) -> String {
+    match error {
+        JournalError::RateLimited { .. } | JournalError::Full { .. } | JournalError::TooManyRuns { .. } => {
+            error.to_string()
+        }
+        _ => "the run could not be recorded".to_owned(),
+    }
 }
 
 /// A signal that was taken.

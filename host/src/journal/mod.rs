@@ -299,7 +299,7 @@ pub enum JournalError {
     #[error("the trigger has no run to start for this time")]
     TimeTaken,
     /// The workflow's runs are accepted at a limited rate, and this one was too early.
-    #[error("the workflow takes no further run with this key before {}", .from.as_millis())]
+    #[error("the workflow takes no further run with this key before {}", crate::clock::rfc3339(*.from))]
     RateLimited {
         /// From when on one is accepted.
         from: Timestamp,

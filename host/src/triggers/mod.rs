@@ -94,7 +94,7 @@ pub enum Acted {
 #[derive(Debug, thiserror::Error)]
 pub enum ActError {
     /// One of its expressions has no usable value.
-    #[error("the trigger's `{field}`: {source}")]
+    #[error("`{field}`: {source}")]
     Expression {
         /// Which.
         field: &'static str,
@@ -102,7 +102,7 @@ pub enum ActError {
         source: EvaluateError,
     },
     /// One of its expressions has a value of another kind.
-    #[error("the trigger's `{field}` is not {wanted}")]
+    #[error("`{field}` is not {wanted}")]
     Value {
         /// Which.
         field: &'static str,
