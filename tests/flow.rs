@@ -304,11 +304,15 @@ async fn a_start_that_is_refused_takes_nobodys_turn() {
     completed(&server, &[next, busy]).await;
 }
 
-/// The queue's count of one key and the summary of one run do not parse.
+/// The queue's count of one key and the summary of one run, for which another one waits, do not parse.
 #[tokio::test]
 async fn what_is_damaged_of_one_holds_up_no_other() {
     let mut server = server_with(json!({ "key": ".[0].publish", "concurrency": 1 })).await;
-    let unreadable = server.start_run("waits", json!([{ "publish": "c" }, { "signal": { "name": "go" } }])).await;
+    let start = json!({ "workflow": "waits", "input": [{ "publish": "c" }, { "signal": { "name": "go" } }] });
+    let parent = server.start_run("waits", json!([{ "start": start }, { "await": {} }])).await;
+    server.run_when(&parent, |run| run["waits_for"] == "child").await;
+    let children = server.get(&format!("/v1/runs?parent={parent}")).await;
+    let unreadable = children["data"][0]["id"].as_str().unwrap().to_owned();
     server.run_when(&unreadable, |run| run["status"] == "suspended").await;
     for _ in 0..2 {
         server.start_run("waits", busy("a", 20_000)).await;
@@ -333,6 +337,11 @@ async fn what_is_damaged_of_one_holds_up_no_other() {
     assert!(last - first < 8_000, "they took {} ms, one after the other", last - first);
     let answer = server.request(Method::GET, &format!("/v1/runs/{unreadable}")).send().await.unwrap();
     assert_eq!(problem(answer).await.0, 500, "it says so itself");
+    // Whoever asks after it asks again and again, and that is no reason not to stop.
+    let told = server.request(Method::POST, &format!("/v1/runs/{parent}/signals/go")).json(&json!(1)).send().await;
+    assert_eq!(told.unwrap().status(), StatusCode::ACCEPTED);
+    assert_eq!(server.get(&format!("/v1/runs/{parent}")).await["status"], "suspended");
+    assert_eq!(server.stop(), 0);
 }
 
 #[tokio::test]

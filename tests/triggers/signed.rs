@@ -124,6 +124,10 @@ async fn expressions_see_no_signature_and_no_credential() {
     let request = server.anonymous(Method::POST, "/v1/hooks/dev/in").header("x-github-event", "push").body("{}");
     let request = proof.iter().fold(request, |request, (name, value)| request.header(*name, value));
     assert_eq!(request.send().await.unwrap().status(), StatusCode::ACCEPTED);
+    // JSON that no step could read is not taken for text.
+    let signature = format!("sha256={}", mac(&[b"1e400"]));
+    let request = server.anonymous(Method::POST, "/v1/hooks/dev/in").header("x-hub-signature-256", signature);
+    assert_eq!(request.body("1e400").send().await.unwrap().status(), StatusCode::UNPROCESSABLE_ENTITY);
     let seen = &inputs(&server, "w").await[0];
     assert_eq!(seen["x-github-event"], "push");
     assert!(!seen.to_string().contains("5e6e") && seen.get("x-hub-signature-256").is_none(), "{seen}");

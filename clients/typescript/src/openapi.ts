@@ -1058,7 +1058,7 @@ export interface components {
              */
             stopped_by?: string | null;
         };
-        /** @description Which runs a request for many is about: those that fit all that is given, or those that are named. */
+        /** @description Which runs a request for many is about: those that are named, or those that fit all that is given. Not both. */
         BulkBody: {
             /** @description Where the last request ended. */
             cursor?: string | null;
@@ -1072,7 +1072,7 @@ export interface components {
             reason?: string | null;
             /** @description For reruns: the version of the new runs, `latest` or a SHA-256; that of the old ones when it is left out. */
             rerun_version?: string | null;
-            /** @description These runs, at most 500. */
+            /** @description These runs, at most 500, each once however often it is named. */
             runs?: string[] | null;
             /** @description Whether shadows are among them; they are not when it is left out, unless they are named. */
             shadows?: boolean | null;

@@ -28,6 +28,9 @@ pub enum InvalidJson {
     /// It is not JSON; the text says where it stops being JSON.
     #[error("{0}")]
     Syntax(String),
+    /// It is JSON, and common parsers cannot read it; the text says why.
+    #[error("{0}")]
+    Unreadable(String),
     /// It is nested too deeply.
     #[error("nested more than {JSON_DEPTH_MAX} levels deep")]
     TooDeep,
@@ -36,24 +39,30 @@ pub enum InvalidJson {
 impl Json {
     /// Checks the text and keeps it, line breaks between tokens replaced by spaces.
     pub fn parse(text: String) -> Result<Self, InvalidJson> {
+        let json = Self::stored(text)?;
+        if may_be_unreadable(json.as_str().as_bytes()) {
+            let unreadable = |error: serde_json::Error| InvalidJson::Unreadable(error.to_string());
+            serde_json::from_str::<Readable>(json.as_str()).map_err(unreadable)?;
+        }
+        Ok(json)
+    }
+
+    /// The same for text that was taken before: in journals there may be what is JSON and cannot be read by all.
+    pub fn stored(text: String) -> Result<Self, InvalidJson> {
         if depth_of(text.as_bytes()) > JSON_DEPTH_MAX {
             return Err(InvalidJson::TooDeep);
         }
         // A raw line break cannot stand inside a JSON string, so every one of them is white space; without them
         // an event is one line of a stream.
         let text = if text.bytes().any(|b| b == b'\n' || b == b'\r') { text.replace(['\n', '\r'], " ") } else { text };
-        let syntax = |error: serde_json::Error| InvalidJson::Syntax(error.to_string());
-        let raw = RawValue::from_string(text).map_err(syntax)?;
-        if may_be_unreadable(raw.get().as_bytes()) {
-            serde_json::from_str::<Readable>(raw.get()).map_err(syntax)?;
-        }
+        let raw = RawValue::from_string(text).map_err(|error| InvalidJson::Syntax(error.to_string()))?;
         Ok(Self(raw.into()))
     }
 
     /// The JSON text of a value.
     pub fn of(value: &impl Serialize) -> Result<Self, InvalidJson> {
         let text = serde_json::to_string(value).map_err(|error| InvalidJson::Syntax(error.to_string()))?;
-        Self::parse(text)
+        Self::stored(text)
     }
 
     /// An array of values, `null` where there is none. One level deeper than the deepest of them, and so perhaps one
@@ -258,7 +267,8 @@ mod tests {
     fn what_the_grammar_allows_and_no_step_can_read_is_refused() {
         let digits = |count: usize| "9".repeat(count);
         for text in [r#""\ud800""#, r#"{"a":["\udc00\ud800"]}"#, r#"{"\uD8ff":1}"#, "1e400", "[-1E999]", &digits(400)] {
-            assert!(matches!(Json::parse(text.to_owned()), Err(InvalidJson::Syntax(_))), "{text}");
+            assert!(matches!(Json::parse(text.to_owned()), Err(InvalidJson::Unreadable(_))), "{text}");
+            assert_eq!(Json::stored(text.to_owned()).unwrap().as_str(), text, "it may be in a journal");
         }
         for text in [r#""\ud83d\ude00""#, r#""\\ud800""#, "1e-400", "-1.5E300", r#""1e400""#, &digits(300)] {
             assert_eq!(Json::parse(text.to_owned()).unwrap().as_str(), text, "and kept as it was written");

@@ -10,6 +10,7 @@ use serde_json::json;
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 use stepwell_core::ids::is_word;
+use stepwell_core::json::InvalidJson;
 use stepwell_core::{Digest, Json, RunId, TenantId, WorkflowName};
 use utoipa::{IntoParams, ToSchema};
 
@@ -571,7 +572,11 @@ pub(super) async fn hook(
 
     let text = String::from_utf8_lossy(&body);
     let body = if text.trim().is_empty() { Ok(Json::null()) } else { Json::parse(text.clone().into_owned()) };
-    let body = body.or_else(|_| Json::of(&text)).map_err(|error| invalid(error.to_string()))?;
+    let body = match body {
+        Err(InvalidJson::Unreadable(why)) => return Err(invalid(format!("the body is not usable: {why}"))),
+        // What is no JSON is text.
+        body => body.or_else(|_| Json::of(&text)).map_err(|error| invalid(error.to_string()))?,
+    };
     let seen = seen_headers(&headers);
     let value = Json::parse(format!(r#"{{"headers":{seen},"body":{}}}"#, body.as_str()));
     let value = value.map_err(|error| invalid(format!("the body is not usable: {error}")))?;

@@ -36,7 +36,7 @@ impl Elements {
             // A small one is read faster than it is looked up.
             let array = read_payload(journal, key, array)?;
             let element = raw_elements(&array)?.get(index as usize).map(|raw| raw.get().to_owned());
-            return Json::parse(element.ok_or_else(missing)?).map_err(|error| error.to_string());
+            return Json::stored(element.ok_or_else(missing)?).map_err(|error| error.to_string());
         };
         let name = (key.tenant.clone(), content.sha256);
         let arrays = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -46,7 +46,7 @@ impl Elements {
             None => {
                 // Read without the lock. Attempts that begin together may each do so; one of them is kept.
                 let array = read_payload(journal, key, array)?;
-                let element = |raw: &&RawValue| Json::parse(raw.get().to_owned()).map_err(|error| error.to_string());
+                let element = |raw: &&RawValue| Json::stored(raw.get().to_owned()).map_err(|error| error.to_string());
                 let elements: Arc<[Json]> = raw_elements(&array)?.iter().map(element).collect::<Result<_, _>>()?;
                 arrays().put(name, Arc::clone(&elements));
                 elements

@@ -99,7 +99,9 @@ pub(super) async fn start_child(shared: Arc<Shared>, tenant: TenantId, child: Ch
         match shared.place(&key.tenant, &workflow, &input, Origin::Inside).await {
             Ok(flow) => break flow,
             // The child is on record, and is not to be missing because the host was busy.
-            Err(StartError::Flow { source: EvaluateError::Host(_), .. }) if !shared.stopping.is_cancelled() => {
+            Err(StartError::Flow { source: EvaluateError::Host(_) | EvaluateError::Code(_), .. })
+                if !shared.stopping.is_cancelled() =>
+            {
                 shared.pause(BUSY_PAUSE).await;
             }
             Err(error) => return failed(error.to_string()),

@@ -220,7 +220,8 @@ impl Drop for Grant {
             if self.is_unwanted {
                 key.returned.insert(self.run, clock::now().plus_millis(RETURNED_MS));
             }
-            if let Some((_, pace)) = self.throttle {
+            // What it has taken is there again by itself once its mark is over.
+            if let Some((_, pace)) = self.throttle.filter(|(mark, _)| !mark.is_full(clock::now())) {
                 key.mark = key.mark.map(|mark| pace.give_back(mark));
                 key.started = key.started.map(|mark| if self.has_begun { pace.give_back(mark) } else { mark });
             }
@@ -463,6 +464,16 @@ impl Flow {
         Ok(granted)
     }
 
+    /// Has the dispatcher look at a key then, and not at the time that was set before.
+    fn look_later(&self, id: &FlowId, at: Timestamp) {
+        let mut state = self.state();
+        let before = state.keys.entry(id.clone()).or_default().timer.replace(at);
+        if let Some(before) = before {
+            state.timers.remove(&(before, id.clone()));
+        }
+        state.timers.insert((at, id.clone()));
+    }
+
     /// What the dispatcher is to look at next.
     fn next(&self, now: Timestamp) -> Option<FlowId> {
         let mut state = self.state();
@@ -539,7 +550,7 @@ pub(super) async fn dispatch(shared: Arc<Shared>) {
             Err(error) => {
                 tracing::error!(error = error_chain(&error), "a queue could not be read");
                 // At a time of its own: it may be damaged for good, and others are not to wait for it.
-                shared.flow.state().timers.insert((clock::now().plus_millis(TROUBLE_MS), id));
+                shared.flow.look_later(&id, clock::now().plus_millis(TROUBLE_MS));
             }
         }
         looks = looks.wrapping_add(1);

@@ -919,7 +919,12 @@ impl RunLoop {
                     drop(reply.send(if started { Ok(Ok(run)) } else { Err(HostRefusal::Unavailable) }));
                 }
             }
-            Errand::AskAgain { run, since } => drop(self.asked.remove(&(run, since))),
+            // Whoever asks next is the host that comes after this one, when this one stops.
+            Errand::AskAgain { run, since } => {
+                if !self.shared.stopping.is_cancelled() {
+                    self.asked.remove(&(run, since));
+                }
+            }
             Errand::Told { told } => self.family_failed |= !told,
             Errand::Snapshotted(Ok(())) => {}
             Errand::Snapshotted(Err(error)) => {
@@ -1024,7 +1029,7 @@ impl RunLoop {
     }
 
     fn append_staged(&mut self) {
-        if self.appending.is_some() || self.staged.events.is_empty() {
+        if self.damaged || self.appending.is_some() || self.staged.events.is_empty() {
             return;
         }
         let told = std::mem::take(&mut self.staged.told);
@@ -1371,7 +1376,7 @@ pub(crate) fn read_payload(journal: &impl Journal, key: &RunKey, payload: Payloa
             let bytes = journal.content(&key.tenant, &content.sha256).map_err(|error| error.to_string())?;
             let bytes = bytes.ok_or_else(|| format!("content {} is gone", content.sha256))?;
             let text = String::from_utf8(bytes.into()).map_err(|error| error.to_string())?;
-            Json::parse(text).map_err(|error| error.to_string())
+            Json::stored(text).map_err(|error| error.to_string())
         }
     }
 }

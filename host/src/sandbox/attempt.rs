@@ -81,7 +81,7 @@ pub(super) async fn run(engine: &Engine, code: &Loaded, delegate: Option<Delegat
             (context.workflow, context.version) = (workflow.to_string(), version.to_string());
             context.node = node.to_string();
             let left = Limits { fuel: limits.fuel - fuel_used.min(limits.fuel), ..limits };
-            let (ended, used) = match inputs.iter().find_map(|(_, value)| Json::parse(value.clone()).err()) {
+            let (ended, used) = match inputs.iter().find_map(|(_, value)| Json::stored(value.clone()).err()) {
                 Some(error) => (Err(permanent("invalid_output", format!("what is delegated is not JSON: {error}"))), 0),
                 None => {
                     let (ended, used, _) = call(engine, &code, state, left, &context, &inputs).await;

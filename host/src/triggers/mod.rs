@@ -263,6 +263,8 @@ impl Triggers {
                     told.push(run);
                     replayed &= signalled.replayed;
                 }
+                // The key is this occurrence's own. What it says now was made by other settings, and the run was told.
+                Err(ControlError::Refused(Refusal::SignalMismatch)) => told.push(run),
                 Err(error) => match ActError::from(error) {
                     error if error.may_pass() => return Err(error),
                     // Another run with this correlation may be of a workflow without such a signal, or end just now.
