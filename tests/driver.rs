@@ -262,7 +262,7 @@ async fn a_place_in_the_line_for_room_is_kept() {
     }
     assert_eq!(server.get(&format!("/v1/runs/{busy}")).await["status"], "running", "too slow for this test");
     let (first, last) = (server.ended(&first).await, server.ended(&last).await);
-    assert!(first["ended_at"].as_str() < last["started_at"].as_str(), "{first} {last}");
+    assert!(first["ended_at"].as_str() <= last["started_at"].as_str(), "{first} {last}");
 }
 
 /// Refused updates once counted as staged: with enough of them the loop took no message any more, for ever.

@@ -176,8 +176,10 @@ async fn a_repeated_signal_is_recognised_after_the_run_has_ended() {
         assert_eq!(again.json::<Value>().await.unwrap(), first);
         server.crash();
     }
-    for (key, payload) in [("k", json!(2)), ("other", json!(1))] {
-        assert_eq!(problem(post(&server, &path, key, &payload).await).await, (409, "run_ended".to_owned()));
+    for (key, payload, status, code) in
+        [("k", json!(2), 422, "idempotency_mismatch"), ("other", json!(1), 409, "run_ended")]
+    {
+        assert_eq!(problem(post(&server, &path, key, &payload).await).await, (status, code.to_owned()));
     }
     let without_key = server.request(Method::POST, &path).json(&json!(1)).send().await.unwrap();
     assert_eq!(problem(without_key).await, (409, "run_ended".to_owned()));
