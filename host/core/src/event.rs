@@ -69,7 +69,7 @@ pub enum Event {
         name: String,
         /// What was told.
         payload: Payload,
-        /// The first half stands for the sender's idempotency key, and is not taken twice; the second half for what came with it.
+        /// What stands for the sender's idempotency key and for what came with it, see [`crate::run::signal_key`].
         #[serde(default, skip_serializing_if = "Option::is_none")]
         key: Option<Digest>,
     },

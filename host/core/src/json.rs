@@ -17,7 +17,8 @@ pub const JSON_DEPTH_MAX: usize = 100;
 /// ordinary values.
 pub const INLINE_BYTES_MAX: usize = 64 * 1024;
 
-/// Valid JSON text on one line that common parsers can read, at most [`JSON_DEPTH_MAX`] deep, kept as it was written.
+/// Valid JSON text on one line, at most [`JSON_DEPTH_MAX`] deep, kept as it was written. Whatever comes in goes through
+/// [`parse`](Self::parse), so common parsers can read it.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Json(Arc<RawValue>);
@@ -59,7 +60,7 @@ impl Json {
         Ok(Self(raw.into()))
     }
 
-    /// The JSON text of a value.
+    /// The JSON text of a value. What is [`Json`] in it stays what it is.
     pub fn of(value: &impl Serialize) -> Result<Self, InvalidJson> {
         let text = serde_json::to_string(value).map_err(|error| InvalidJson::Syntax(error.to_string()))?;
         Self::stored(text)

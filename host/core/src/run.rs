@@ -207,6 +207,18 @@ pub struct Run {
     end: Option<ChildEnd>,
 }
 
+/// Bytes of half a digest.
+const KEY_HALF: usize = 16;
+
+/// How a signal's idempotency key stands in its event: half of what stands for the sender's key, which brings one signal, and half
+/// of what stands for what came with it.
+#[must_use]
+pub fn signal_key(of_sender: &Digest, of_content: &Digest) -> Digest {
+    let (mut key, content) = (*of_sender.as_bytes(), of_content.as_bytes());
+    key.iter_mut().skip(KEY_HALF).zip(content).for_each(|(to, from)| *to = *from);
+    Digest::from_bytes(key)
+}
+
 /// The idempotency keys of the last signals.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub(crate) struct SignalKeys {
@@ -222,9 +234,7 @@ impl SignalKeys {
     }
 
     fn of_sender(key: &Digest) -> Digest {
-        let mut half = [0; 32];
-        half.iter_mut().zip(key.as_bytes()).take(16).for_each(|(to, from)| *to = *from);
-        Digest::from_bytes(half)
+        signal_key(key, &Digest::from_bytes([0; 32]))
     }
 
     fn insert(&mut self, key: Digest, seq: Seq) {

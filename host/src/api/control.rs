@@ -357,14 +357,14 @@ fn select(
     let invalid = |detail: &str| Problem::invalid("invalid_body", detail);
     let limit = body.limit.unwrap_or(BULK_MAX);
     if !(1..=BULK_MAX).contains(&limit) {
-        return Err(invalid("`limit` is a number from 1 to 500"));
+        return Err(invalid(&format!("`limit` is a number from 1 to {BULK_MAX}")));
     }
     let BulkBody { workflow, version, status, failure_code, failed_node, .. } = body;
-    let filters = workflow.is_some() || version.is_some() || status.is_some() || failure_code.is_some();
-    let filters = filters || failed_node.is_some();
+    let failed = failure_code.is_some() || failed_node.is_some();
+    let filters = workflow.is_some() || version.is_some() || status.is_some() || failed;
     if let Some(runs) = &body.runs {
         if runs.len() > BULK_MAX {
-            return Err(invalid("at most 500 runs are named at once"));
+            return Err(invalid(&format!("at most {BULK_MAX} runs are named at once")));
         }
         if filters || body.cursor.is_some() {
             return Err(invalid("say which runs by `runs` or by what they are like, and not by both"));

@@ -32,8 +32,8 @@ pub(super) enum Errand {
     Settled(Result<(), JournalError>),
 }
 
-/// The wait before a child is tried again for which the host had no time.
-const BUSY_PAUSE: Duration = Duration::from_secs(1);
+/// The wait before what the host could not do for a child is tried again.
+const PAUSE: Duration = Duration::from_secs(1);
 /// Stored bytes that hold a run's last event: its last record may be long.
 const LAST_READ_BYTES: usize = 1;
 
@@ -102,7 +102,7 @@ pub(super) async fn start_child(shared: Arc<Shared>, tenant: TenantId, child: Ch
             Err(StartError::Flow { source: EvaluateError::Host(_) | EvaluateError::Code(_), .. })
                 if !shared.stopping.is_cancelled() =>
             {
-                shared.pause(BUSY_PAUSE).await;
+                shared.pause(PAUSE).await;
             }
             Err(error) => return failed(error.to_string()),
         }
@@ -124,6 +124,12 @@ pub(super) async fn start_child(shared: Arc<Shared>, tenant: TenantId, child: Ch
         Ok(_) => Errand::ChildStarted { run, started: true },
         Err(error) => failed(error.to_string()),
     }
+}
+
+/// Has a child asked after again that could not be read.
+pub(super) async fn ask_again(shared: Arc<Shared>, run: RunId, since: Seq) -> Errand {
+    shared.pause(PAUSE).await;
+    Errand::AskAgain { run, since }
 }
 
 /// Cancels a child. One that has ended, or never came to be, is left alone.

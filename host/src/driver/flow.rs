@@ -263,6 +263,14 @@ impl Drop for SlotWait {
 }
 
 impl State {
+    /// Puts a key's timer in the place of the one before.
+    fn set_timer(&mut self, id: &FlowId, before: Option<Timestamp>, timer: Option<Timestamp>) {
+        if let Some(before) = before {
+            self.timers.remove(&(before, id.clone()));
+        }
+        self.timers.extend(timer.map(|timer| (timer, id.clone())));
+    }
+
     /// Forgets a key of which nothing waits or executes.
     fn forget_idle(&mut self, id: &FlowId) {
         if self.keys.get(id).is_some_and(Key::is_idle) {
@@ -452,12 +460,7 @@ impl Flow {
         }
         // There may be more behind those that were read: they are looked at when one of these has started.
         let timer = key.timer;
-        if let Some(before) = before {
-            state.timers.remove(&(before, id.clone()));
-        }
-        if let Some(timer) = timer {
-            state.timers.insert((timer, id.clone()));
-        }
+        state.set_timer(id, before, timer);
         state.forget_idle(id);
         drop(state);
         drop(unwanted);
@@ -468,10 +471,7 @@ impl Flow {
     fn look_later(&self, id: &FlowId, at: Timestamp) {
         let mut state = self.state();
         let before = state.keys.entry(id.clone()).or_default().timer.replace(at);
-        if let Some(before) = before {
-            state.timers.remove(&(before, id.clone()));
-        }
-        state.timers.insert((at, id.clone()));
+        state.set_timer(id, before, Some(at));
     }
 
     /// What the dispatcher is to look at next.

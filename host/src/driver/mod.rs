@@ -47,6 +47,7 @@ use futures_util::FutureExt;
 use lru::LruCache;
 use sha2::{Digest as _, Sha256};
 use stepwell_core::flow::FlowControl;
+use stepwell_core::run::signal_key;
 use stepwell_core::{Digest, Graph, Input, Json, Refusal, RunId, RunKey, Seq, TenantId, Timestamp, WorkflowName};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
@@ -353,11 +354,9 @@ impl Driver {
     ) -> Result<Signalled, ControlError> {
         // Each name has keys of its own: one event may bring a run several signals.
         let hash = |key: &str| {
-            let sender = Sha256::digest([key, &name].map(|part| Sha256::digest(part.as_bytes())).concat());
-            let content = Sha256::digest(payload.as_str().as_bytes());
-            let mut both = [0; 32];
-            both.iter_mut().zip(sender.iter().take(16).chain(content.iter())).for_each(|(to, from)| *to = *from);
-            Digest::from_bytes(both)
+            let digest = |bytes: &[u8]| Digest::from_bytes(Sha256::digest(bytes).into());
+            let sender = digest(&[key, &name].map(|part| Sha256::digest(part.as_bytes())).concat());
+            signal_key(&sender, &digest(payload.as_str().as_bytes()))
         };
         let idempotency = idempotency.map(hash);
         self.shared.check_signal(key, &name, &payload, idempotency.is_some()).await?;

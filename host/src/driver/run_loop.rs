@@ -73,8 +73,6 @@ const LINGER_FACTOR: u32 = 10;
 const LINGER_MAX: Duration = Duration::from_secs(20);
 // Else a run with a far timer would stay: each look at the clock begins the wait anew.
 const _: () = assert!(LINGER_MAX.as_secs() < SLEEP_MAX.as_secs());
-/// The wait before a child is asked after again that could not be read.
-const TROUBLE_PAUSE: Duration = Duration::from_secs(1);
 /// A run whose timer is due within this time stays in memory until then.
 const SOON_MS: u64 = 5_000;
 /// Events after which the state is kept: folding so many takes some milliseconds.
@@ -283,14 +281,12 @@ pub(super) struct RunLoop {
     slots: Vec<Slot>,
     slot_wait: Option<SlotWait>,
     phase: Phase,
-    /// The event by which the run went on after it was paused.
+    /// The last event of those by which the run went on after it was paused.
     resumed: Seq,
     /// Whether something has changed that `act` looks at.
     look: bool,
     /// When to wake up for a timer, as `act` has found.
     wake_at: Option<Timestamp>,
-    /// Whether there is something to do as soon as there is room.
-    wants_room: bool,
     /// The state in memory is not to be trusted: nothing more is written.
     damaged: bool,
 }
@@ -598,7 +594,6 @@ impl RunLoop {
             resumed: 0,
             look: true,
             wake_at: None,
-            wants_room: false,
             damaged: false,
         }
     }
@@ -959,10 +954,8 @@ impl RunLoop {
             Refusal::OutOfPlace
         })?;
         for (event, seq) in events.iter().rev().zip((1..=self.run.last_seq()).rev()) {
-            match event {
-                Event::StepCancelled { step } => self.cancelled.push((seq, step.clone())),
-                Event::RunResumed {} if was_paused => self.resumed = seq,
-                _ => {}
+            if let Event::StepCancelled { step } = event {
+                self.cancelled.push((seq, step.clone()));
             }
         }
         let first = self.run.last_seq() + 1 - events.len() as u64;
@@ -973,6 +966,7 @@ impl RunLoop {
         // Timers go by the machine's clock; the run's own time never goes back.
         self.last_at = self.last_at.max(now);
         if was_paused && self.run.status() != Some(RunStatus::Paused) {
+            self.resumed = self.run.last_seq();
             self.asked.clear();
             if let Err(refusal) = self.take_up_lost() {
                 tracing::error!(run = %self.key, %refusal, "an attempt that was cut off cannot be taken up again");
@@ -1084,12 +1078,13 @@ impl RunLoop {
             }
             !is_due
         });
-        (self.wake_at, self.wants_room) = (None, false);
+        self.wake_at = None;
         // What was due before the run was paused is held until it is on disk that the run goes on.
         let is_held = self.run.status() == Some(RunStatus::Paused) || self.resumed > self.durable;
-        // Whether the run needs its room, whether it waits for leave to execute a step, and for how many steps it has use for
-        // such leave, those included that begin when what was decided is on disk.
-        let (mut moves, mut lacks_slot, mut to_execute) = (false, false, 0);
+        // Whether the run needs its room, whether it has something to do as soon as there is room, whether it waits for leave to
+        // execute a step, and for how many steps it has use for such leave, those included that begin when what was decided is
+        // on disk.
+        let (mut moves, mut wants_room, mut lacks_slot, mut to_execute) = (false, false, false, 0);
         for effect in self.run.owed() {
             match effect {
                 // The contract: nothing acts on what is not on disk. `appended` makes us look again.
@@ -1110,7 +1105,7 @@ impl RunLoop {
                         if self.room.is_some() {
                             self.start_attempt(step, node, attempt, since);
                         } else {
-                            self.wants_room = true;
+                            wants_room = true;
                             to_execute += 1;
                         }
                     }
@@ -1120,7 +1115,7 @@ impl RunLoop {
                 }
                 Effect::StartRun { .. } => {
                     let may_start = self.flow.is_none() || self.grant.is_some();
-                    self.wants_room |= may_start;
+                    wants_room |= may_start;
                     moves |= may_start;
                 }
                 Effect::StartChild { .. }
@@ -1136,7 +1131,7 @@ impl RunLoop {
         if !lacks_slot {
             self.slot_wait = None;
         }
-        if !self.wants_room {
+        if !wants_room {
             self.room_wait = None;
         } else if self.room_wait.is_none() {
             let (shared, tenant, is_shadow) =
@@ -1230,11 +1225,7 @@ impl RunLoop {
                 Ok(None) => {}
                 Err(error) => {
                     tracing::error!(run = %self.key, child = %run, error = error_chain(&error), "a child could not be read");
-                    let shared = Arc::clone(&self.shared);
-                    self.errands.push(Box::pin(async move {
-                        shared.pause(TROUBLE_PAUSE).await;
-                        Errand::AskAgain { run, since }
-                    }));
+                    self.errands.push(Box::pin(family::ask_again(Arc::clone(&self.shared), run, since)));
                 }
             },
             Effect::StartChild { step, child, .. } => {
